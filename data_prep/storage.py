@@ -1,0 +1,371 @@
+"""Files by URL: local folders and object stores alike, through fsspec, with retries.
+
+Any fsspec URL works (`folder/x`, `file:///x`, `s3://bucket/x`, `memory://x`, `https://host/x`).
+Options of a store come from the environment alone; for S3 these are AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, as s3fs reads them.
+
+File systems are looked up at every call in fsspec's own cache, which is per process and thread,
+so nothing here crosses a fork. What is transient (time-outs, resets, 5xx, short bodies) is tried
+again, here and nowhere below; what is not (missing, forbidden, disk full) fails at once. Every
+failure is a `StorageError` with the URL. `check_reachable` finds out at the start of a program.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import SystemRandom
+from typing import Any, TypeVar
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LASTING = (
+    FileNotFoundError,
+    PermissionError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+_LASTING_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
+_NETWORK_PACKAGES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "requests", "urllib3"}
+_PIECE_BYTES = 16 * 2**20
+_TEMPORARY = ".tmp"
+_S3_SCHEMES = ("s3://", "s3a://")
+_S3_OPTIONS = {
+    # A cached listing would hide what other machines have written since.
+    "use_listings_cache": False,
+    # Repeating below and above would multiply: 5 x 5 x 8 calls of 15 s with a store that hangs.
+    "config_kwargs": {"retries": {"total_max_attempts": 1}},
+}
+
+
+class StorageError(OSError):
+    """An object could not be read or written; the message names its URL."""
+
+
+class MissingError(StorageError, FileNotFoundError):
+    """There is no object at this URL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How often and how patiently a call is repeated."""
+
+    attempts: int = 8
+    """Calls in all, the first one included."""
+    first_wait_s: float = 0.25
+    """Seconds before the second call; doubled for each further one."""
+    longest_wait_s: float = 15.0
+    """Upper bound of one wait in seconds."""
+
+    def wait_s(self, attempt: int) -> float:
+        """Seconds to wait after failed call number `attempt` (from 0), with jitter."""
+        wait_s: float = min(self.first_wait_s * 2.0**attempt, self.longest_wait_s)
+        return wait_s * SystemRandom().uniform(0.5, 1.0)
+
+
+RETRY = Retry()
+"""The usual patience: half a minute with a store that refuses, minutes with one that hangs."""
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with path components appended."""
+    return "/".join([url.rstrip("/") if url != "/" else "", *(part.strip("/") for part in parts)])
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` names a file of this machine."""
+    return isinstance(_filesystem(url)[0], LocalFileSystem)
+
+
+def local_path(url: str) -> Path:
+    """The path of a local URL."""
+    fs, path = _filesystem(url)
+    if not isinstance(fs, LocalFileSystem):
+        raise ValueError(f"{url} is no local file")
+    return Path(path)
+
+
+def read_bytes(url: str, *, size: int | None = None, retry: Retry = RETRY) -> bytes:
+    """The whole object; another length than `size` counts as a failed call."""
+
+    def call(fs: Any, path: str) -> bytes:
+        content: bytes = fs.cat_file(path)
+        _check_length(len(content), size)
+        return content
+
+    return _retried("read", url, call, retry)
+
+
+def read_range(url: str, start: int, length: int, *, retry: Retry = RETRY) -> bytes:
+    """`length` bytes from offset `start`; never fewer."""
+    if length == 0:
+        return b""
+
+    def call(fs: Any, path: str) -> bytes:
+        content: bytes = fs.cat_file(path, start=start, end=start + length)
+        _check_length(len(content), length)
+        return content
+
+    return _retried(f"read bytes {start} to {start + length - 1} of", url, call, retry)
+
+
+def write_atomic(url: str, content: bytes, *, retry: Retry = RETRY) -> None:
+    """Make `content` appear at `url` as a whole or not at all."""
+
+    def call(fs: Any, path: str) -> None:
+        if isinstance(fs, LocalFileSystem):
+            with _replacing(Path(path)) as temporary:
+                temporary.write_bytes(content)
+        else:
+            fs.pipe_file(path, content)
+
+    _retried("write", url, call, retry)
+
+
+def upload(path: Path, url: str, *, move: bool = False, retry: Retry = RETRY) -> None:
+    """Make the local file `path` appear at `url` as a whole or not at all.
+
+    Args:
+        path: A file of this machine.
+        url: Where it goes.
+        move: `path` is not needed afterwards; it is gone on return.
+        retry: Patience.
+    """
+    size = path.stat().st_size
+
+    def call(fs: Any, target: str) -> None:
+        if isinstance(fs, LocalFileSystem):
+            _place(path, Path(target), move=move)
+            return
+        fs.put_file(str(path), target)
+        _check_length(int(fs.info(target)["size"]), size)
+
+    _retried("write", url, call, retry)
+    if move:
+        path.unlink(missing_ok=True)
+
+
+def download(url: str, path: Path, *, retry: Retry = RETRY) -> None:
+    """Make the object at `url` appear as the local file `path` as a whole or not at all."""
+
+    def call(fs: Any, source: str) -> None:
+        size = fs.info(source)["size"]
+        with _replacing(path) as temporary:
+            fs.get_file(source, str(temporary))
+            _check_length(temporary.stat().st_size, size)
+
+    _retried("read", url, call, retry)
+
+
+def exists(url: str, *, retry: Retry = RETRY) -> bool:
+    """Whether there is an object or a folder at `url`; a failing store raises."""
+    try:
+        _retried("look up", url, lambda fs, path: fs.info(path), retry)
+    except MissingError:
+        return False
+    return True
+
+
+def size_bytes(url: str, *, retry: Retry = RETRY) -> int:
+    """Length of the object at `url`."""
+    return int(_retried("look up", url, lambda fs, path: fs.info(path), retry)["size"])
+
+
+def sha256(url: str, *, retry: Retry = RETRY) -> str:
+    """Hexadecimal SHA-256 of the object at `url`, read in pieces."""
+    digest = hashlib.sha256()
+    size = size_bytes(url, retry=retry)
+    for start in range(0, size, _PIECE_BYTES):
+        digest.update(read_range(url, start, min(_PIECE_BYTES, size - start), retry=retry))
+    return digest.hexdigest()
+
+
+def listdir(url: str, *, retry: Retry = RETRY) -> list[str]:
+    """Sorted names of the objects and folders directly below `url`; none if it does not exist."""
+
+    def call(fs: Any, path: str) -> list[str]:
+        folder = path.rstrip("/")
+        paths = (str(name).rstrip("/") for name in fs.ls(path, detail=False))
+        return sorted(name.rsplit("/", 1)[-1] for name in paths if name != folder)
+
+    try:
+        return _retried("list", url, call, retry)
+    except MissingError:
+        return []
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one in the making, or what a killed process left of it."""
+    return name.startswith(".") and name.endswith(_TEMPORARY)
+
+
+def delete(url: str, *, recursive: bool = False, retry: Retry = RETRY) -> None:
+    """Remove the object at `url`, or all below it; what is not there is no error."""
+    try:
+        _retried("delete", url, lambda fs, path: fs.rm(path, recursive=recursive), retry)
+    except MissingError:
+        logger.debug("%s was not there to delete", url)
+
+
+def check_reachable(url: str, *, patience_s: float = 10.0) -> None:
+    """Make sure that the store of `url` answers; whether there is something is not asked.
+
+    For the start of a program: it does not wait for minutes as reads and writes do.
+
+    Raises:
+        StorageError: It does not answer in time, or refuses; names the store and the remedy.
+        ValueError: No store is known by this name.
+    """
+    if is_local(url):
+        return
+    answer: list[Exception] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            try:
+                fs, path = _filesystem(url)
+                fs.info(f"{path.rstrip('/')}/manifest.json")  # a bucket alone would not be asked
+            except Exception as err:  # noqa: BLE001 (whatever it is, it is told below)
+                answer[:] = [_real(err)]
+                if _is_storage_failure(answer[0]) and _is_transient(answer[0]):
+                    ended.wait(1.0)
+                    continue
+            ended.set()
+
+    # A thread, because a store that hangs cannot be interrupted.
+    threading.Thread(target=ask, daemon=True).start()
+    in_time = ended.wait(patience_s)
+    ended.set()
+    err = answer[0] if answer else None if in_time else TimeoutError("no answer")
+    if err is not None and not _is_missing_object(err):
+        raise _unreachable(url, err, patience_s=None if in_time else patience_s) from err
+
+
+def _unreachable(url: str, err: Exception, *, patience_s: float | None) -> StorageError:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    s3 = url.startswith(_S3_SCHEMES)
+    store = f"{url} at {endpoint or 'Amazon S3'}" if s3 else url
+    reason = f"{type(err).__name__}: {err}"
+    if isinstance(err, FileNotFoundError):
+        return MissingError(f"there is no bucket for {store} ({reason}); create it")
+    if isinstance(err, PermissionError) or "Credentials" in type(err).__name__:
+        remedy = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if s3 else "check the rights"
+        return StorageError(
+            f"the store refuses {store} with these credentials ({reason}); {remedy}"
+        )
+    waited = "" if patience_s is None else f" in {patience_s:.0f} s"
+    remedy = "check AWS_ENDPOINT_URL and the network" if s3 else "check the URL and the network"
+    return StorageError(f"the store of {store} cannot be reached{waited} ({reason}); {remedy}")
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    s3 = url.startswith(_S3_SCHEMES)
+    try:
+        fs, path = url_to_fs(url, **(_S3_OPTIONS if s3 else {}))
+    except (ValueError, ImportError) as err:
+        raise ValueError(f"{url} names no store that can be used here: {err}") from err
+    if s3:
+        fs.retries = 1
+    return fs, str(path)
+
+
+def _retried(action: str, url: str, call: Callable[[Any, str], T], retry: Retry) -> T:
+    attempt = 0
+    while True:
+        try:
+            fs, path = _filesystem(url)
+            return call(fs, path)
+        except Exception as caught:
+            err = _real(caught)
+            if isinstance(err, FileNotFoundError):
+                raise MissingError(f"cannot {action} {url}: there is no such object") from err
+            attempt += 1
+            if not _is_storage_failure(err):
+                raise
+            if attempt >= retry.attempts or not _is_transient(err):
+                tries = f" ({attempt} attempts)" if attempt > 1 else ""
+                raise StorageError(
+                    f"cannot {action} {url}: {type(err).__name__}: {err}{tries}"
+                ) from err
+            wait_s = retry.wait_s(attempt - 1)
+            logger.warning("cannot %s %s: %s; again in %.1f s", action, url, err, wait_s)
+            time.sleep(wait_s)
+
+
+def _real(err: Exception) -> Exception:
+    """The error itself: fsspec calls a web server that does not answer a missing file."""
+    cause = err.__cause__
+    if isinstance(err, FileNotFoundError) and isinstance(cause, Exception):
+        return cause if type(cause).__module__.startswith("aiohttp.") else err
+    return err
+
+
+def _is_missing_object(err: Exception) -> bool:
+    return isinstance(err, FileNotFoundError) and "bucket" not in str(err).lower()
+
+
+def _is_storage_failure(err: Exception) -> bool:
+    # s3fs translates most errors to OSError, but those of the connection keep their own class.
+    packages = {cls.__module__.partition(".")[0] for cls in type(err).__mro__}
+    return isinstance(err, OSError) or not packages.isdisjoint(_NETWORK_PACKAGES)
+
+
+def _is_transient(err: Exception) -> bool:
+    if not isinstance(err, OSError):
+        return "Credentials" not in type(err).__name__
+    return not isinstance(err, _LASTING) and err.errno not in _LASTING_ERRNO
+
+
+def _check_length(got: int, expected: int | None) -> None:
+    if expected is not None and got != expected:
+        raise OSError(f"got {got} bytes instead of {expected}")
+
+
+def _place(path: Path, target: Path, *, move: bool) -> None:
+    """Copy or rename a local file to `target`; readers see all of it or nothing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if move and path.stat().st_dev == target.parent.stat().st_dev:
+        path.replace(target)
+        return
+    with _replacing(target) as temporary:
+        shutil.copyfile(path, temporary)
+
+
+class _replacing:  # noqa: N801 (used like a function)
+    """A temporary neighbour of `target` that takes its place if nothing was raised."""
+
+    def __init__(self, target: Path):
+        self.target = target
+        self.temporary = target.with_name(
+            f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY}"
+        )
+
+    def __enter__(self) -> Path:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            _flush(self.temporary)
+            self.temporary.replace(self.target)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

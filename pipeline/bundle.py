@@ -1,0 +1,218 @@
+"""The files of a generator, as they are registered and pulled: safetensors and JSON.
+
+    G.safetensors    the averaged generator's tensors
+    network.json     what they are the weights of
+    metrics.json     values, each with the fingerprint of how it was measured
+    lineage.json     data, configuration, code, checkpoint
+    grid.png         samples
+    digests.json     SHA-256 of each of them
+
+The SHA-256 of digests.json stands for all: where it is known from elsewhere, no byte can have
+changed unnoticed.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from data_prep import storage
+from data_prep.manifest import DigestError
+from pipeline.checkpoint import Checkpoints, read_marker
+from stylegan import sample
+from stylegan.networks.stylegan import Generator
+
+FORMAT = 1
+WEIGHTS, NETWORK, METRICS, LINEAGE = "G.safetensors", "network.json", "metrics.json", "lineage.json"
+GRID = "grid.png"
+DIGESTS = "digests.json"
+FILES = (WEIGHTS, NETWORK, METRICS, LINEAGE, GRID)
+
+_SNAPSHOT = ("snapshot", "checkpoint", "checkpoint_digest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricValue:
+    """A number and how it was measured."""
+
+    value: float
+    """Lower is better."""
+    fingerprint: Mapping[str, Any]
+    """Digests of data and feature network, filter, counts … and the snapshot itself."""
+
+    def compare(self, other: "MetricValue", name: str) -> tuple[bool, str]:
+        """Whether this is better, and a reason; values measured in different ways are not compared.
+
+        The snapshot is what is compared, so it alone may differ.
+        """
+        keys = sorted((self.fingerprint.keys() | other.fingerprint.keys()) - set(_SNAPSHOT))
+        pairs = [(key, self.fingerprint.get(key), other.fingerprint.get(key)) for key in keys]
+        differences = [f"{key} {_short(a)} against {_short(b)}" for key, a, b in pairs if a != b]
+        if differences:
+            return False, f"{name} was measured differently ({'; '.join(differences)})"
+        better = self.value < other.value
+        comparison = f"{name} {self.value:.4g} against {other.value:.4g}"
+        return better, comparison if better else f"{comparison} is not better"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bundle:
+    """A generator and all that is known of it."""
+
+    tensors: Mapping[str, Tensor]
+    """Of the averaged generator, by their names in `Generator`."""
+    network: Mapping[str, Any]
+    """See `stylegan.sample.describe`; besides `lod`, if it still grows."""
+    metrics: Mapping[str, MetricValue] = field(default_factory=dict)
+    """By name, e.g. fid300."""
+    lineage: Mapping[str, Any]
+    """data_digest, config_digest, code_revision, checkpoint, checkpoint_digest, nimg …"""
+    grid: Image.Image | None = None
+    """Samples; made by `write` if there are none."""
+
+    def generator(self) -> Generator:
+        """The network."""
+        return sample.build(self.network, self.tensors)
+
+    @property
+    def lod(self) -> float:
+        """Level of detail the weights were trained up to; 0 = full size."""
+        return float(self.network.get("lod", 0.0))
+
+
+def from_checkpoint(
+    url: str,
+    *,
+    metrics: Mapping[str, MetricValue] | None = None,
+    code_revision: str = "",
+    grid: Image.Image | None = None,
+) -> Bundle:
+    """The generator of a committed checkpoint, which is verified.
+
+    Raises:
+        DigestError: The checkpoint is damaged.
+        MissingError: There is none.
+    """
+    checkpoint = read_marker(url)
+    tensors, scalars = Checkpoints.load(checkpoint, {"Gs"})
+    return Bundle(
+        tensors={name.removeprefix("Gs."): tensor for name, tensor in tensors.items()},
+        network={**scalars["network"], "lod": scalars.get("lod", 0.0)},
+        metrics=metrics or {},
+        lineage={
+            "checkpoint": checkpoint.url,
+            "checkpoint_digest": checkpoint.digest,
+            "nimg": checkpoint.nimg,
+            "attempt": checkpoint.attempt,
+            "code_revision": code_revision,
+            **{key: scalars.get(key, "") for key in ("data_digest", "config_digest")},
+            "tracking_run_id": scalars.get("tracking_run_id", ""),
+        },
+        grid=grid,
+    )
+
+
+def write(bundle: Bundle, folder: Path, *, grid: Image.Image) -> str:
+    """Write the files of a bundle; the digest that stands for all."""
+    contents = {
+        WEIGHTS: safetensors.torch.save(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.tensors.items()}
+        ),
+        NETWORK: _json(bundle.network),
+        METRICS: _json({name: asdict(metric) for name, metric in bundle.metrics.items()}),
+        LINEAGE: _json(bundle.lineage),
+        GRID: _png(grid),
+    }
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    contents[DIGESTS] = _json({"format": FORMAT, "sha256": digests})
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return hashlib.sha256(contents[DIGESTS]).hexdigest()
+
+
+def read_digests(path: Path, *, anchor: str | None = None) -> dict[str, str]:
+    """SHA-256 of each file, from digests.json.
+
+    Raises:
+        DigestError: Its own SHA-256 is not `anchor`, or it is none of ours.
+    """
+    content = path.read_bytes()
+    own = hashlib.sha256(content).hexdigest()
+    if anchor is not None and own != anchor:
+        raise DigestError(f"{path.name} was changed: its SHA-256 is {own}, registered was {anchor}")
+    try:
+        listed = json.loads(content)
+        digests: dict[str, str] = listed["sha256"]
+        if listed["format"] != FORMAT or set(digests) != set(FILES):
+            raise ValueError(f"format {listed['format']}, files {', '.join(digests)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise DigestError(f"{path} is no digests.json of format {FORMAT}: {err!r}") from err
+    return digests
+
+
+def verify_file(path: Path, sha256: str, *, url: str = "") -> None:
+    """Refuse a file with another SHA-256.
+
+    Raises:
+        DigestError: Names it, as `url` if it came from there.
+    """
+    if not path.is_file():
+        raise DigestError(f"{url or path} is missing, but {DIGESTS} names it")
+    digest = storage.sha256(str(path))
+    if digest != sha256:
+        raise DigestError(
+            f"{url or path} was changed: its SHA-256 is {digest}, registered was {sha256}; it is "
+            f"not used"
+        )
+
+
+def load(folder: Path) -> Bundle:
+    """Verify the files in a folder and read them.
+
+    Raises:
+        DigestError: One is not the file that was registered.
+    """
+    for name, sha256 in read_digests(folder / DIGESTS).items():
+        verify_file(folder / name, sha256)
+    try:
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    except SafetensorError as err:
+        raise DigestError(f"{folder / WEIGHTS} is no safetensors file: {err}") from err
+    with Image.open(folder / GRID) as grid:
+        grid.load()
+    return Bundle(
+        tensors=tensors,
+        network=json.loads((folder / NETWORK).read_bytes()),
+        metrics=read_metrics(folder / METRICS),
+        lineage=json.loads((folder / LINEAGE).read_bytes()),
+        grid=grid,
+    )
+
+
+def read_metrics(path: Path) -> dict[str, MetricValue]:
+    """What metrics.json holds."""
+    return {name: MetricValue(**entry) for name, entry in json.loads(path.read_bytes()).items()}
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 16 else f"{text[:12]}…"

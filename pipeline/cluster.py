@@ -1,0 +1,156 @@
+"""What runs in Ray's processes: the workers of the group, a mailbox, tasks on other machines.
+
+Ray Train places and restarts the group; checkpoints and their retention are ours, so `report` is
+never called: a failed upload in Ray's path would end the group.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import torch
+
+from data_prep.manifest import DigestError
+from pipeline import config as configs
+from pipeline.config import ConfigError
+from pipeline.loop import Commit, Tick, train
+from pipeline.ray_environment import JOB_VARIABLE, joins_cluster
+
+logger = logging.getLogger(__name__)
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+ROOT = Path(__file__).resolve().parents[1]
+"""Of this repository: what workers import."""
+
+LASTING = (ConfigError, DigestError)
+"""What a restart does not mend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """Something a worker tells the driver."""
+
+    kind: str
+    """began, tick, committed, log or failed."""
+    content: Any
+
+
+class Mailbox:
+    """An actor that keeps messages until the driver takes them."""
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+
+    def put(self, message: Message) -> None:
+        """Add one."""
+        self._messages.append(message)
+
+    def take(self) -> list[Message]:
+        """All since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
+
+
+class MailboxObserver:
+    """A `pipeline.loop.Observer` that tells a mailbox."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def began(self, nimg: int, url: str) -> None:
+        """See `pipeline.loop.Observer`."""
+        self._put("began", (nimg, url))
+
+    def tick(self, tick: Tick) -> None:
+        """See `pipeline.loop.Observer`."""
+        self._put("tick", tick)
+
+    def committed(self, commit: Commit) -> None:
+        """See `pipeline.loop.Observer`."""
+        self._put("committed", commit)
+
+    def _put(self, kind: str, content: Any) -> None:
+        self._mailbox.put.remote(Message(kind=kind, content=content))
+
+
+class _MailboxHandler(logging.Handler):
+    """Warnings of a worker, which nobody would read in its log file."""
+
+    def __init__(self, mailbox: Any, rank: int) -> None:
+        super().__init__(logging.WARNING)
+        self._mailbox = mailbox
+        self._rank = rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("ray"):
+            return
+        message = f"worker {self._rank}: {record.getMessage()}"
+        self._mailbox.put.remote(Message(kind="log", content=message))
+
+
+def start_ray(address: str, *, workers: int) -> None:
+    """Join the cluster of this job, of RAY_ADDRESS or at `address`, or start a local one.
+
+    A local one has a CPU for each worker even where there are fewer cores, because waiting for
+    cores that do not come would be the worse surprise.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local" or (address == "auto" and not joins_cluster()):
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, workers),
+            include_dashboard=False,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+            **options,
+        )
+        return
+    if '"working_dir"' not in os.environ.get(JOB_VARIABLE, ""):
+        options["runtime_env"] = {"working_dir": str(ROOT), "excludes": ["/tests/"]}
+    ray.init(address=None if address == "auto" else address, **options)
+
+
+def resource(name: str) -> float:
+    """How many CPUs or GPUs the cluster has."""
+    amounts: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return amounts.get(name, 0.0)
+
+
+def mailbox() -> Any:
+    """A new mailbox on this machine's node or any other."""
+    return ray.remote(num_cpus=0, max_restarts=0)(Mailbox).remote()
+
+
+def train_worker(payload: Mapping[str, Any]) -> None:
+    """Body of each worker of the group: torch's process group is up, the rank is known."""
+    import ray.train.torch
+
+    rank = ray.train.get_context().get_world_rank()
+    box = payload["mailbox"]
+    handler = _MailboxHandler(box, rank)
+    logging.getLogger().addHandler(handler)
+    try:
+        config = configs.parse(payload["config"])
+        device = ray.train.torch.get_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        train(config, observer=MailboxObserver(box), tracking_run_id=payload["tracking_run_id"])
+    except LASTING as err:
+        ray.get(box.put.remote(Message(kind="failed", content=str(err))))
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def fan_out(
+    function: Callable[[Task], Result], tasks: Sequence[Task], *, num_cpus: float
+) -> Sequence[Result]:
+    """Results of a function of many tasks, each a task of Ray, in order."""
+    remote = ray.remote(num_cpus=num_cpus, max_retries=3)(function)
+    results: Sequence[Result] = ray.get([remote.remote(task) for task in tasks])
+    return results

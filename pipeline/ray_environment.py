@@ -1,0 +1,33 @@
+"""What Ray reads from the environment; to be set before `ray` is imported, which reads it once."""
+
+import os
+import secrets
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it in the driver of a submitted job."""
+
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def joins_cluster() -> bool:
+    """Whether this process belongs to a cluster that somebody else has started."""
+    return JOB_VARIABLE in os.environ or "RAY_ADDRESS" in os.environ
+
+
+def prepare() -> None:
+    """Set what is not set yet: no usage statistics, and a token for a Ray of our own.
+
+    The token lives in this process and its children alone: nobody else on the network can use the
+    local Ray, and no file is left behind that later clusters would enforce.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if not joins_cluster() and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

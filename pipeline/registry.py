@@ -1,0 +1,363 @@
+"""The one door to the model registry: finished generators in, verified files out.
+
+    python -m pipeline.registry list
+    python -m pipeline.registry pull faces@champion models/faces   # or faces/3
+
+A version is a model MLflow can run by itself (`generator_model`), around the files of `bundle`. A
+tag of the version, which is in the registry's database and not among the files, holds the digest
+that stands for all of them.
+"""
+# ruff: noqa: T201 (a command line prints)
+
+import argparse
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.manifest import DigestError
+from pipeline import bundle as bundles
+from pipeline import packaging
+from pipeline.bundle import Bundle, MetricValue
+from pipeline.mlflow_client import TrackingError, connect, first_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
+
+ANCHOR = "digests_sha256"
+"""Tag of a version: SHA-256 of its digests.json."""
+_LISTED = ("nimg", "checkpoint", "code_revision")
+VARIABLE = "MLFLOW_TRACKING_URI"
+
+_MODEL = re.compile(r"(?:models:/)?(?P<name>[^@/:]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))")
+
+
+class RegistryError(ValueError):
+    """There is no such model, or it is none of ours; the message says what there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A new version."""
+
+    name: str
+    version: int
+    alias: str
+    """The alias that was to move; empty for none."""
+    alias_moved: bool
+    reason: str
+    """Why the alias moved or did not, in one sentence."""
+
+
+def register(
+    bundle: Bundle, *, uri: str, run_id: str, name: str, alias: str = "", decide_by: str = ""
+) -> Registered:
+    """Make a new version of the model `name`.
+
+    Args:
+        bundle: The generator; if it has no grid, samples are drawn.
+        uri: Tracking URI.
+        run_id: The run that trained it.
+        name: Of the registered model, made if need be.
+        alias: Moves to the new version if that is better than the one it names now: lower in
+            `decide_by`, which was measured in the same way. Empty for no alias.
+        decide_by: Name in `bundle.metrics`.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+        ValueError: The weights do not fit the network, a name is not allowed, ...
+    """
+    if alias and decide_by and decide_by not in bundle.metrics:
+        raise ValueError(
+            f"the alias {alias!r} is decided by {decide_by}, which was not measured; choose from "
+            f"{', '.join(bundle.metrics) or 'no metric at all'}"
+        )
+    if re.search(r"[@/:%]", name) or not name.strip():
+        raise ValueError(f"registered model name {name!r} must not be empty or contain @ / : %")
+    client = connect(uri)
+    with tempfile.TemporaryDirectory(prefix="register-") as scratch:
+        grid = bundle.grid or packaging.draw_grid(bundle)
+        anchor = bundles.write(bundle, Path(scratch, "files"), grid=grid)
+        model = packaging.save_model(bundle, Path(scratch))
+        model_id = _upload(client, model, bundle, run_id=run_id, name=name)
+    version = _create_version(client, bundle, name=name, model_id=model_id, anchor=anchor)
+    moved, reason = False, "no alias was asked for"
+    if alias:
+        moved, reason = _decide(client, bundle, name=name, alias=alias, decide_by=decide_by)
+        if moved:
+            client.set_registered_model_alias(name, alias, str(version))
+        logger.info("%s version %d: %s", name, version, reason)
+    return Registered(name=name, version=version, alias=alias, alias_moved=moved, reason=reason)
+
+
+def pull(model: str, folder: Path, *, uri: str) -> Path:
+    """Download the files of a registered version into `folder` and verify each of them.
+
+    Nothing is unpickled and no code of the model is run.
+
+    Args:
+        model: NAME@ALIAS or NAME/VERSION, with or without models:/ before it.
+        folder: Made if need be; nothing in it changes if anything is refused.
+        uri: Tracking URI.
+
+    Raises:
+        DigestError: A file is not the one that was registered.
+        RegistryError: There is no such version.
+        TrackingError: MLflow does not answer.
+    """
+    client = connect(uri)
+    version = _find(client, model, uri)
+    anchor = (version.tags or {}).get(ANCHOR)
+    if not anchor:
+        raise RegistryError(
+            f"version {version.version} of {version.name} has no tag {ANCHOR}: it was not "
+            f"registered by this pipeline, and nothing could be verified; choose another version"
+        )
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        digests = bundles.read_digests(
+            _download(client, version, bundles.DIGESTS, Path(scratch)), anchor=anchor
+        )
+        for name, sha256 in digests.items():
+            source = f"{version.name}/{version.version}/artifacts/{name}"
+            path = _download(client, version, name, Path(scratch))
+            bundles.verify_file(path, sha256, url=source)
+        folder.mkdir(exist_ok=True)
+        for name in (*bundles.FILES, bundles.DIGESTS):
+            Path(scratch, name).replace(folder / name)
+    return folder
+
+
+def list_versions(uri: str) -> list[dict[str, Any]]:
+    """All versions of all models, newest first: name, version, aliases and tags."""
+    client = connect(uri)
+    rows = []
+    for model in client.search_registered_models():
+        aliases: dict[str, list[str]] = {}
+        for alias, number in model.aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        versions = client.search_model_versions(f"name = '{model.name}'")
+        rows += [
+            {
+                "name": model.name,
+                "version": int(version.version),
+                "aliases": aliases.get(str(version.version), []),
+                "tags": dict(version.tags or {}),
+            }
+            for version in sorted(versions, key=lambda v: int(v.version), reverse=True)
+        ]
+    return rows
+
+
+def _upload(client: "MlflowClient", model: Path, bundle: Bundle, *, run_id: str, name: str) -> str:
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.entities.logged_model_status import LoggedModelStatus
+
+    run = client.get_run(run_id)
+    logged = client.create_logged_model(
+        run.info.experiment_id,
+        name=name,
+        source_run_id=run_id,
+        tags=_facts(bundle),
+        model_type="generator",
+    )
+    client.log_model_artifacts(logged.model_id, str(model))
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    step = int(bundle.lineage.get("nimg", 0))
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=step)])
+    model_id: str = logged.model_id
+    return model_id
+
+
+def _create_version(
+    client: "MlflowClient", bundle: Bundle, *, name: str, model_id: str, anchor: str
+) -> int:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Generator trained by stylegan-pipeline.")
+    model = client.get_logged_model(model_id)
+    # Without a server MLflow would look models:/ up in whatever tracking URI is set globally.
+    served = client.tracking_uri.startswith("http")
+    version = client.create_model_version(
+        name,
+        source=f"models:/{model_id}" if served else model.artifact_location,
+        run_id=model.source_run_id,
+        tags={**_facts(bundle), ANCHOR: anchor},
+        description=_description(bundle, name),
+        model_id=model_id,
+    )
+    return int(version.version)
+
+
+def _facts(bundle: Bundle) -> dict[str, str]:
+    """What one wants to see of a version at a glance, as tags."""
+    facts = {name: str(value) for name, value in bundle.lineage.items() if value not in ("", None)}
+    return facts | {name: f"{metric.value:.6g}" for name, metric in bundle.metrics.items()}
+
+
+def _description(bundle: Bundle, name: str) -> str:
+    """Markdown for the version's page."""
+    side = int(bundle.network["G"]["resolution"]) >> int(bundle.lod)
+    metrics = ", ".join(f"{key} {metric.value:.4g}" for key, metric in bundle.metrics.items())
+    return "\n".join(
+        [
+            f"{side}x{side} px, {int(bundle.lineage.get('nimg', 0)) / 1000:g} kimg. {metrics}",
+            "",
+            f"Samples: `artifacts/{bundles.GRID}`. The files, verified:",
+            f"`python -m pipeline.registry pull {name}@ALIAS DIR`",
+        ]
+    )
+
+
+def _decide(
+    client: "MlflowClient", bundle: Bundle, *, name: str, alias: str, decide_by: str
+) -> tuple[bool, str]:
+    """Whether the alias moves to the new version, and why."""
+    holder = _by_alias(client, name, alias)
+    if holder is None:
+        return True, f"{alias} is new and names this version"
+    kept = f"{alias} stays with version {holder.version}"
+    if not decide_by:
+        return False, f"{kept}: no metric was named to decide"
+    mine = bundle.metrics[decide_by]
+    try:
+        theirs = _metrics(client, holder).get(decide_by)
+    except DigestError as err:
+        return False, f"{kept}: its metrics cannot be trusted ({err})"
+    if theirs is None:
+        return False, f"{kept}: it has no {decide_by} to compare with"
+    better, why = mine.compare(theirs, decide_by)
+    return (
+        better,
+        f"{alias} moves from version {holder.version}: {why}" if better else f"{kept}: {why}",
+    )
+
+
+def _metrics(client: "MlflowClient", version: "ModelVersion") -> dict[str, MetricValue]:
+    """Verified metrics of a version."""
+    with tempfile.TemporaryDirectory(prefix="metrics-") as scratch:
+        digests = bundles.read_digests(
+            _download(client, version, bundles.DIGESTS, Path(scratch)),
+            anchor=(version.tags or {}).get(ANCHOR, ""),
+        )
+        path = _download(client, version, bundles.METRICS, Path(scratch))
+        bundles.verify_file(path, digests[bundles.METRICS])
+        return bundles.read_metrics(path)
+
+
+def _download(client: "MlflowClient", version: "ModelVersion", name: str, folder: Path) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    source = f"{version.name}/{version.version}/artifacts/{name}"
+    base = client.get_model_version_download_uri(version.name, str(version.version))
+    try:
+        got = download_artifacts(
+            artifact_uri=f"{base.rstrip('/')}/artifacts/{name}",
+            dst_path=str(folder),
+            tracking_uri=client.tracking_uri,
+        )
+    except Exception as err:
+        raise DigestError(
+            f"{source} cannot be read, but was registered: {first_line(err)}"
+        ) from err
+    if Path(got) != folder / name:
+        shutil.copyfile(got, folder / name)
+    return folder / name
+
+
+def _find(client: "MlflowClient", model: str, uri: str) -> "ModelVersion":
+    parts = _MODEL.fullmatch(model)
+    if not parts:
+        raise RegistryError(f"model is {model!r}; write it as NAME@ALIAS or NAME/VERSION")
+    version = None
+    if parts["alias"]:
+        version = _by_alias(client, parts["name"], parts["alias"])
+    else:
+        found = client.search_model_versions(f"name = '{parts['name']}'")
+        version = next((v for v in found if str(v.version) == parts["version"]), None)
+    if version is None:
+        # Those of this name first, then those with an alias.
+        rows = list_versions(uri)
+        rows.sort(key=lambda row: (row["name"] != parts["name"], not row["aliases"]))
+        there = [_label(row) for row in rows]
+        raise RegistryError(
+            f"{uri} has no {model.removeprefix('models:/')}; choose from "
+            f"{', '.join(there[:10]) or 'nothing: no model is registered there'}"
+        )
+    return version
+
+
+def _by_alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as err:
+        if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise TrackingError(f"the registry cannot be asked for {name}: {first_line(err)}") from err
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.registry", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="models, versions, aliases, metrics")
+    pulling = commands.add_parser("pull", help="download and verify the files of a version")
+    pulling.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
+    pulling.add_argument("folder", metavar="DIR", type=Path, help="where the files go")
+    for command in (listing, pulling):
+        add_uri(command)
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "list":
+            for row in list_versions(tracking_uri(args.tracking_uri)):
+                print(_line(row))
+        else:
+            folder = pull(args.model, args.folder, uri=tracking_uri(args.tracking_uri))
+            print(f"{args.model}: {len(bundles.FILES)} files verified, in {folder}")
+    except (ValueError, OSError) as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def add_uri(parser: argparse.ArgumentParser) -> None:
+    """The option that says which MLflow is meant."""
+    parser.add_argument(
+        "--tracking-uri", default="", metavar="URI", help=f"MLflow; default: {VARIABLE}"
+    )
+
+
+def tracking_uri(given: str) -> str:
+    """The URI of the command line or the environment."""
+    uri = given or os.environ.get(VARIABLE, "")
+    if not uri:
+        raise ValueError(
+            f"which MLflow? name it with --tracking-uri or {VARIABLE}: http://HOST:PORT or "
+            f"sqlite:////FOLDER/mlflow.db"
+        )
+    return uri
+
+
+def _line(row: dict[str, Any]) -> str:
+    facts = [f"{key} {row['tags'][key]}" for key in _LISTED if key in row["tags"]]
+    return "  ".join([_label(row), *facts])
+
+
+def _label(row: dict[str, Any]) -> str:
+    return f"{row['name']}/{row['version']}" + "".join(f" @{alias}" for alias in row["aliases"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The StyleGAN family in plain torch: networks, losses, schedule, draws, training step, metrics."""

@@ -1,0 +1,151 @@
+"""Layers of Progressive GAN and StyleGAN: equalized learning rate, normalization, mbstd.
+
+Legend: n images, c h w, H W twice h w, i o features in and out.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, conv_transpose2d, leaky_relu, linear, pad, relu
+
+Activation = Literal["leaky_relu", "relu"]
+
+HE_GAIN = math.sqrt(2)
+"""Gain of a weight that a (leaky) ReLU follows (He et al. 2015)."""
+
+
+def normal(shape: tuple[int, ...], rng: torch.Generator) -> Float[Tensor, "..."]:
+    """Normal values that depend on `rng` alone, not on the default device or type."""
+    return torch.randn(shape, generator=rng, device=rng.device, dtype=torch.float32)
+
+
+def activate(x: Float[Tensor, "..."], activation: Activation) -> Float[Tensor, "..."]:
+    """Leaky ReLU of slope 0.2, or ReLU."""
+    return leaky_relu(x, 0.2) if activation == "leaky_relu" else relu(x)
+
+
+class Equalized(nn.Module):
+    """A weight with equalized learning rate (Karras et al. 2018, Section 4.1).
+
+    The stored weight is N(0, 1 / lr_multiplier); He's constant is applied at run time, so that
+    Adam's step is equally large in all layers. Without `use_wscale` the initial weight has it.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        rng: torch.Generator,
+        gain: float = HE_GAIN,
+        lr_multiplier: float = 1.0,
+        use_wscale: bool = True,
+        bias: bool = True,
+    ) -> None:
+        """`shape` is [o i ...]; everything but o is the fan-in."""
+        super().__init__()
+        he_std = gain / math.sqrt(math.prod(shape[1:]))
+        initial_std, scale = (1.0, he_std) if use_wscale else (he_std, 1.0)
+        self.scale = scale * lr_multiplier
+        self.lr_multiplier = lr_multiplier
+        self.weight = nn.Parameter(normal(shape, rng) * (initial_std / lr_multiplier))
+        self.bias = nn.Parameter(torch.zeros(shape[0])) if bias else None
+
+    def scaled_weight(self) -> Float[Tensor, "o i ..."]:
+        """The weight as the layer applies it."""
+        return self.weight * self.scale
+
+    def scaled_bias(self) -> Float[Tensor, " o"] | None:
+        """The bias as the layer applies it."""
+        if self.bias is None or self.lr_multiplier == 1:
+            return self.bias
+        return self.bias * self.lr_multiplier
+
+
+class Linear(Equalized):
+    """A dense layer with equalized learning rate; `shape` is [o i]."""
+
+    def forward(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+        return linear(x, self.scaled_weight(), self.scaled_bias())
+
+
+class Conv(Equalized):
+    """A zero-padded convolution with equalized learning rate; `shape` is [o i k k]."""
+
+    def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o h w"]:
+        padding = self.weight.shape[-1] // 2
+        return conv2d(x, self.scaled_weight(), self.scaled_bias(), padding=padding)
+
+
+class UpConv(Equalized):
+    """Blocky enlargement by 2, then a 3x3 convolution without bias; `shape` is [o i 3 3].
+
+    Both are done as one transposed convolution, 2 to 3 times as fast. `fused` is about the weights:
+    where the official code did the same, they are stored flipped in both axes.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], *, rng: torch.Generator, fused: bool, use_wscale: bool = True
+    ) -> None:
+        super().__init__(shape, rng=rng, use_wscale=use_wscale, bias=False)
+        self.fused = fused
+
+    def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o H W"]:
+        weight = self.scaled_weight()
+        if not self.fused:
+            weight = weight.flip(2, 3)
+        return conv_transpose2d(x, _spread(weight).transpose(0, 1), stride=2, padding=1)
+
+
+class DownConv(Equalized):
+    """A 3x3 convolution, then box reduction by 2, as one strided one; `shape` is [o i 3 3]."""
+
+    def forward(self, x: Float[Tensor, "n i H W"]) -> Float[Tensor, "n o h w"]:
+        weight = _spread(self.scaled_weight() * 0.25)
+        return conv2d(x, weight, self.scaled_bias(), stride=2, padding=1)
+
+
+def _spread(kernel: Float[Tensor, "o i 3 3"]) -> Float[Tensor, "o i 4 4"]:
+    """The kernel convolved with a 2x2 box of ones."""
+    padded = pad(kernel, (1, 1, 1, 1))
+    rows = padded[:, :, 1:] + padded[:, :, :-1]
+    return rows[..., 1:] + rows[..., :-1]
+
+
+def pixel_norm(x: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
+    """Scale the features of each pixel to unit mean square (Karras et al. 2018, Section 4.2)."""
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+def instance_norm(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Zero mean and unit variance of each feature map of each image (Huang & Belongie 2017)."""
+    centred = x - x.mean(dim=(2, 3), keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dim=(2, 3), keepdim=True) + 1e-8)
+
+
+def append_minibatch_stddev(
+    x: Float[Tensor, "n c h w"], *, group: int, features: int
+) -> Float[Tensor, "n d h w"]:
+    """Append constant maps of how the images of a group differ (Karras et al. 2018, Section 3).
+
+    Args:
+        x: Features; image i belongs to group i mod (n / group): members lie n / group apart.
+        group: Images per group; a smaller batch is one group.
+        features: Maps to append; c must be a multiple.
+
+    Raises:
+        ValueError: The batch is no multiple of the group.
+    """
+    n, c, h, w = x.shape
+    group = min(group, n)
+    if n % group:
+        raise ValueError(
+            f"a batch of {n} images does not split into minibatch-stddev groups of {group}; "
+            f"give D multiples of {group} images or set D.mbstd_group to a divisor of {n}"
+        )
+    groups = x.reshape(group, n // group, features, c // features, h, w)
+    stddev = torch.sqrt(groups.var(dim=0, correction=0) + 1e-8)
+    maps = stddev.mean(dim=(2, 3, 4))[:, :, None, None]  # [n / group, features, 1, 1]
+    return torch.cat([x, maps.repeat(group, 1, h, w)], dim=1)

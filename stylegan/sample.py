@@ -1,0 +1,215 @@
+"""Pictures out of a generator: seeds to latents, truncation, style mixing, bytes.
+
+    images = sample(Gs, range(16), psi=0.7)              # [16, 3, h, w] uint8
+    rows = mixing_grid(Gs, [0, 1], [2, 3], layers=style_layers(Gs, "coarse"))
+
+A seed means one image of one network, whatever is drawn beside it: its latent is the one that
+StyleGAN's own tools draw for it, from NumPy's legacy generator, whose stream NumPy keeps for good.
+
+Legend: n images, c h w, l layers, z w latent sizes, d label components.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from stylegan.draws import Draws, Purpose
+from stylegan.networks.stylegan import Generator, GeneratorConfig
+from stylegan.state import load_network
+
+Noise = Literal["stored", "keyed"]
+
+MAX_SEED = 2**32 - 1
+_KIND = "stylegan"
+_RANGES = {"coarse": (0, 4), "middle": (4, 8), "fine": (8, 2**31)}  # 4-8 px, 16-32 px, 64 px up
+
+
+def describe(config: GeneratorConfig) -> dict[str, Any]:
+    """A generator's configuration as JSON holds it; `build` is the way back."""
+    return {"kind": _KIND, "G": asdict(config)}
+
+
+def build(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Generator:
+    """A generator from what `describe` gave and its state, ready to sample from.
+
+    Raises:
+        ValueError: Another kind of network, or tensors that do not fit it.
+    """
+    if network.get("kind") != _KIND:
+        raise ValueError(
+            f"the network is of kind {network.get('kind')!r}, but this version builds {_KIND!r}; "
+            f"use the version it was trained with"
+        )
+    Gs = Generator(GeneratorConfig(**network["G"]))
+    load_network(Gs, dict(tensors), "generator")
+    return Gs.eval().requires_grad_(requires_grad=False)
+
+
+def latents(seeds: Sequence[int], z_size: int) -> Float[Tensor, "n z"]:
+    """Latents z of the seeds; each depends on its seed alone.
+
+    Raises:
+        ValueError: A seed is out of range.
+    """
+    for seed in seeds:
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed is {seed}; choose from 0 to {MAX_SEED}")
+    rows = [np.random.RandomState(seed).standard_normal(z_size) for seed in seeds]
+    return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(len(seeds), z_size))
+
+
+@torch.no_grad()
+def sample(
+    Gs: Generator,
+    seeds: Sequence[int],
+    *,
+    psi: float = 1.0,
+    cutoff: int | None = None,
+    labels: Float[Tensor, "n d"] | None = None,
+    noise: Noise = "stored",
+    lod: float = 0.0,
+    batch: int = 8,
+) -> UInt8[Tensor, "n c h w"]:
+    """Images of seeds, on the CPU.
+
+    Args:
+        Gs: The generator.
+        seeds: One per image.
+        psi: Truncation: 1 = none, 0 = the mean image.
+        cutoff: Layers that are truncated, from the coarsest; None = all.
+        labels: One per image where the network has labels.
+        noise: The noise stored with the network, equal in all images, or drawn for each seed.
+        lod: Level of detail of a network that is still growing; 0 = full size.
+        batch: Images at a time.
+    """
+    images = []
+    for start in range(0, len(seeds), batch):
+        part = seeds[start : start + batch]
+        part_labels = None if labels is None else labels[start : start + batch]
+        ws = styles(Gs, part, psi=psi, cutoff=cutoff, labels=part_labels)
+        noises = _keyed_noise(Gs, part) if noise == "keyed" else None
+        images.append(to_uint8(Gs.synthesis(ws, noise=noises, lod=lod)).cpu())
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def styles(
+    Gs: Generator,
+    seeds: Sequence[int],
+    *,
+    psi: float = 1.0,
+    cutoff: int | None = None,
+    labels: Float[Tensor, "n d"] | None = None,
+) -> Float[Tensor, "n l w"]:
+    """One w per layer of each seed; the arguments are those of `sample`."""
+    device = Gs.w_avg.device
+    z = latents(seeds, Gs.config.z_size).to(device)
+    ws = Gs.broadcast(Gs.mapping(z, None if labels is None else labels.to(device)))
+    return Gs.truncate(ws, psi=psi, cutoff=ws.shape[1] if cutoff is None else cutoff)
+
+
+def style_layers(Gs: Generator, name: str) -> range:
+    """Layers called coarse (4-8 px), middle (16-32 px), fine (64 px up) or by numbers: 2-5, 7."""
+    count = Gs.num_layers
+    numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", name)
+    if numbers:
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        layers = range(first, last + 1)
+        valid = first <= last < count
+    elif name in _RANGES:
+        first, end = _RANGES[name]
+        layers = range(first, min(end, count))
+        valid = first < count
+    else:
+        layers, valid = range(0), False
+    if not valid:
+        there = [known for known, (first, _) in _RANGES.items() if first < count]
+        raise ValueError(
+            f"layers are {name!r}, but a network of {Gs.config.resolution} px has layers "
+            f"0 to {count - 1}; choose {', '.join(there)} or numbers like 2-5"
+        )
+    return layers
+
+
+@torch.no_grad()
+def mixing_grid(
+    Gs: Generator,
+    row_seeds: Sequence[int],
+    column_seeds: Sequence[int],
+    *,
+    layers: range,
+    psi: float = 1.0,
+    cutoff: int | None = None,
+    label: Float[Tensor, "1 d"] | None = None,
+    lod: float = 0.0,
+) -> list[UInt8[Tensor, "_ c h w"]]:
+    """Style mixing (Karras et al. 2019, Figure 3).
+
+    Args:
+        Gs: The generator.
+        row_seeds: Sources A.
+        column_seeds: Sources B, whose styles replace those of A in `layers`.
+        layers: See `style_layers`.
+        psi: As in `sample`.
+        cutoff: As in `sample`.
+        label: One for all, where the network has labels.
+        lod: As in `sample`.
+
+    Returns:
+        The images of the sources B, then for each source A its own image and the mixed ones.
+    """
+    if not Gs.config.use_styles:
+        raise ValueError("this network has no styles to mix: it was made with use_styles off")
+    rows, columns = (
+        styles(
+            Gs,
+            seeds,
+            psi=psi,
+            cutoff=cutoff,
+            labels=None if label is None else label.expand(len(seeds), -1),
+        )
+        for seeds in (row_seeds, column_seeds)
+    )
+    grid = [to_uint8(Gs.synthesis(columns, lod=lod)).cpu()]
+    for row in rows:
+        mixed = row.repeat(1 + len(columns), 1, 1)
+        mixed[1:, layers] = columns[:, layers]
+        grid.append(to_uint8(Gs.synthesis(mixed, lod=lod)).cpu())
+    return grid
+
+
+def one_hot(classes: Int64[Tensor, " n"], label_size: int) -> Float[Tensor, "n d"]:
+    """Labels of classes.
+
+    Raises:
+        ValueError: There is no such class.
+    """
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < label_size:
+        raise ValueError(
+            f"label is {int(classes[(classes < 0) | (classes >= label_size)][0])}, but the network "
+            f"has {label_size} classes; choose from 0 to {label_size - 1}"
+            if label_size
+            else "the network has no labels; leave the label out"
+        )
+    return torch.nn.functional.one_hot(classes, label_size).float()
+
+
+def to_uint8(images: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
+    """[-1, 1] to bytes: x * 127.5 + 128, clipped and truncated, so halves are rounded up."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def _keyed_noise(Gs: Generator, seeds: Sequence[int]) -> list[Float[Tensor, "n 1 h w"]]:
+    device = Gs.w_avg.device
+    first = torch.zeros(1, dtype=torch.int64, device=device)
+    each = [
+        Draws(seed=seed).noise(Purpose.EVAL_NOISE, indices=first, sides=Gs.noise_sizes)
+        for seed in seeds
+    ]
+    return [torch.cat(layer) for layer in zip(*each, strict=True)]

@@ -1,0 +1,121 @@
+"""A tiny data set and tiny generators to be measured, and tasks on them."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_prep.images import ImageConfig
+from data_prep.job import JobConfig, run_job
+from data_prep.manifest import Manifest
+from pipeline import features
+from pipeline.checkpoint import Checkpoints
+from pipeline.evaluate import EvaluationConfig, evaluate
+from pipeline.features import Extractor, FakesTask, RealsTask
+from stylegan import sample
+from stylegan.networks.stylegan import Generator, GeneratorConfig
+from tests.test_inception import image
+
+RESOLUTION, SAMPLES, CLASSES = 16, 26, 2
+SMALL = EvaluationConfig(num_images=10, batch=4, device="cpu")
+"""Batches of 4, 4 and 2 images."""
+EXTRACTOR = Extractor(
+    network="inception-2015-12-05", precision="float32", weights="", device="cpu", threads=1
+)
+
+
+def make_data(folder):
+    """URL of a data set of 26 coloured mosaics in two folders."""
+    for number in range(SAMPLES):
+        path = folder / "images" / "ab"[number % CLASSES] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = image(number, RESOLUTION, RESOLUTION).transpose(1, 2, 0)
+        Image.fromarray(pixels).save(path)
+    config = JobConfig(
+        source=folder / "images",
+        dest=str(folder / "data"),
+        image=ImageConfig(resolution=RESOLUTION),
+        labels="folder",
+        samples_per_shard=10,
+    )
+    run_job(config, lambda done, total, what: None)
+    return config.dest
+
+
+def generator(*, seed=1, label_size=0, channels=3, resolution=RESOLUTION, noise=0.3):
+    config = GeneratorConfig(
+        resolution=resolution,
+        channels=channels,
+        label_size=label_size,
+        fmap_base=64,
+        fmap_max=8,
+        z_size=8,
+        w_size=8,
+        mapping_width=8,
+    )
+    Gs = Generator(config, seed=seed).eval()
+    for block in Gs.synthesis.blocks.values():
+        for epilogue in (block.epilogue0, block.epilogue1):
+            epilogue.noise_strength.data.fill_(noise)
+    return Gs
+
+
+def commit(run_url, Gs, *, data_url="", lod=0.0, nimg=8000):
+    """URL of a committed checkpoint of this generator."""
+    checkpoints = Checkpoints(str(run_url))
+    scalars = {
+        "network": sample.describe(Gs.config),
+        "lod": lod,
+        "data_digest": Manifest.load(data_url).digest if data_url else "",
+        "config": {"data": {"url": data_url}},
+    }
+    tensors = {f"Gs.{name}": tensor for name, tensor in Gs.state_dict().items()}
+    future = checkpoints.save(tensors, scalars, nimg=nimg, attempt=0)
+    checkpoints.wait()
+    return future.result().url
+
+
+def values(found):
+    return {result.name: result.value for result in found}
+
+
+def random_features(function, tasks):
+    """A `map` that answers at once: features of a feature network that sees nothing."""
+    rng = np.random.RandomState(len(function.__name__))
+    for task in tasks:
+        yield rng.rand(sum(map(len, task.batches)), 32).astype(np.float32)
+
+
+def evaluate_quickly(url, data_url, config=SMALL, **options):
+    return evaluate(url, data_url, config, map=random_features, **options)
+
+
+def reals_task(data, **changes):
+    options = {
+        "batches": tuple(features.plan_batches(10, 4)),
+        "batch": 4,
+        "extractor": EXTRACTOR,
+        "data_url": data,
+        "data_digest": Manifest.load(data).digest,
+        "resolution": RESOLUTION,
+        "count": 10,
+        "mirror_seed": None,
+    }
+    return RealsTask(**{**options, **changes})
+
+
+def fakes_task(url, data, **changes):
+    options = vars(reals_task(data)) | {
+        "url": url,
+        "digest": features.open_subject(url).digest,
+        "seed": 0,
+        "psi": 1.0,
+        "cutoff": None,
+    }
+    del options["count"], options["mirror_seed"]
+    return FakesTask(**{**options, **changes})
+
+
+def source_images(data):
+    """All images of the data set by sample number: those of folder a first."""
+    numbers = sorted(range(SAMPLES), key=lambda number: (number % CLASSES, number))
+    return torch.stack([torch.from_numpy(image(n, RESOLUTION, RESOLUTION)) for n in numbers])

@@ -1,0 +1,120 @@
+"""A real Ray cluster of one node, as `ray start --head` makes it, for the tests of a module."""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.services import S3Server, die_with_parent, free_ports
+
+ROOT = Path(__file__).parents[1]
+RAY = str(Path(sys.executable).with_name("ray"))
+READY_S = 90.0
+
+
+class RayCluster:
+    """One head node with some CPUs; jobs go to its dashboard."""
+
+    def __init__(self, environment: Mapping[str, str], *, cpus: int) -> None:
+        """`environment`: what all processes of the node see, such as credentials of a store."""
+        self.cpus = cpus
+        # Short, because sockets lie in it; not below the node's working directory.
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))
+        self.dashboard, self.gcs, *self._ports = free_ports(7)
+        self.environment = {
+            **os.environ,
+            **environment,
+            # `python` in a job is that of the node.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ADDRESS": f"127.0.0.1:{self.gcs}",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "RayCluster":
+        """Start the node and wait until it takes jobs."""
+        client, agent, agent_grpc, metrics, agent_http = self._ports
+        command = [RAY, "start", "--head", "--block", "--disable-usage-stats"]
+        command += [f"--port={self.gcs}", f"--num-cpus={self.cpus}"]
+        command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
+        command += [f"--dashboard-port={self.dashboard}", f"--temp-dir={self.folder}"]
+        command += [f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}"]
+        command += [f"--dashboard-agent-grpc-port={agent_grpc}"]
+        command += [f"--dashboard-agent-listen-port={agent_http}"]
+        command += [f"--runtime-env-agent-port={agent}"]
+        environment = {name: v for name, v in self.environment.items() if name != "RAY_ADDRESS"}
+        with (self.folder / "start.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.folder,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (one system call)
+            )
+        end_s = time.monotonic() + READY_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > end_s:
+                log_text = (self.folder / "start.log").read_text()
+                raise RuntimeError(f"Ray did not start: {log_text}")
+            time.sleep(0.5)
+        return self
+
+    def stop(self) -> None:
+        """End all its processes."""
+        if self._process is not None:
+            # All at once: asked politely, a node drains for half a minute first.
+            node = psutil.Process(self._process.pid)
+            for process in [node, *node.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def submit(self, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        """The user's command: `ray job submit --working-dir . -- python pipeline/train.py …`."""
+        command = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{self.dashboard}"]
+        command += ["--working-dir", ".", "--", "python", "pipeline/train.py", *arguments]
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    def _answers(self) -> bool:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.dashboard}/api/jobs/",
+            headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(s3_server: S3Server) -> Iterator[RayCluster]:
+    """A cluster whose nodes know the S3 server."""
+    cluster = RayCluster(s3_server.environment, cpus=4)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()

@@ -1,0 +1,198 @@
+"""Configurations: presets, overrides, and one sentence for everything that can be wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import config as configs
+from pipeline.config import PRESETS, ConfigError
+from tests.processes import free_port
+
+GIVEN = ["data.url=data", "run_url=run"]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_is_valid_and_survives_being_written_out(preset, tmp_path):
+    config = configs.load(preset, GIVEN)
+    assert config.name == preset
+    path = tmp_path / "written.yaml"
+    path.write_text(configs.to_yaml(config))
+    assert configs.load(str(path)) == config
+    assert configs.parse(configs.to_dict(config)) == config
+
+
+def test_the_presets_that_are_promised_ship():
+    names = {path.stem for path in PRESETS.glob("*.yaml")}
+    assert {"demo", "ffhq-256", "ffhq-512", "ffhq-1024", "celebahq-1024"} <= names
+
+
+@pytest.mark.parametrize("resolution", [256, 512, 1024])
+def test_ffhq_presets_are_the_official_run_on_eight_gpus(resolution):
+    config = configs.load(f"ffhq-{resolution}", GIVEN)
+    assert config.schedule.total_kimg == 25_000
+    assert config.schedule.table == "official-8"
+    assert config.network.resolution == config.network.G.resolution == resolution
+    assert config.loss.r1_gamma == 10
+    assert config.data.mirror
+
+
+def test_the_celebahq_preset_trains_with_wgan_gp_and_capped_learning_rates():
+    config = configs.load("celebahq-1024", GIVEN)
+    assert (config.loss.adversarial, config.loss.wgan_gp_weight) == ("wgan", 10)
+    assert config.loss.r1_gamma == 0
+    assert max(config.schedule.lr.values()) == 0.002
+
+
+def test_the_number_of_workers_never_chooses_the_schedule():
+    eight, two = (configs.load("ffhq-256", [*GIVEN, f"workers={n}"]) for n in (8, 2))
+    assert eight.schedule == two.schedule
+    assert eight.digest == two.digest
+
+
+def test_overrides_reach_every_depth_and_take_numbers_as_yaml_writes_them():
+    overrides = [
+        "workers=4",
+        "loss.r1_gamma=5",
+        "schedule.batch.64=16",
+        "schedule.lr={128: 1e-3}",
+        "seed=7",
+    ]
+    config = configs.load("ffhq-256", [*GIVEN, *overrides])
+    assert config.loss.r1_gamma == 5
+    assert config.schedule.batch == {64: 16}
+    assert config.schedule.lr == {128: 0.001}
+    assert config.seed == 7
+
+
+def test_a_preset_is_its_base_and_what_differs(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"base": "ffhq-256", "name": "mine"}))
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump({"base": "base", "schedule": {"fade_kimg": 300}})
+    )
+    config = configs.load(str(tmp_path / "mine.yaml"), GIVEN)
+    assert config.name == "mine"
+    assert config.schedule.fade_kimg == 300
+    assert config.schedule.table == "official-8"
+
+
+def test_bases_that_go_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b\n")
+    (tmp_path / "b.yaml").write_text("base: a\n")
+    with pytest.raises(ConfigError, match="its own base"):
+        configs.load(str(tmp_path / "a.yaml"))
+
+
+def test_what_changes_speed_alone_is_no_part_of_the_identity():
+    same = ["workers=2", "step.micro_batch=4", "loader.threads=9", "commit_kimg=1"]
+    assert (
+        configs.load("ffhq-256", GIVEN).digest == configs.load("ffhq-256", [*GIVEN, *same]).digest
+    )
+    other = configs.load("ffhq-256", [*GIVEN, "loss.r1_gamma=5", "seed=1"])
+    assert configs.differences(other.identity(), configs.load("ffhq-256", GIVEN).identity()) == {
+        "loss.r1_gamma": (5.0, 10.0),
+        "seed": (1, 0),
+    }
+
+
+WRONG = [
+    ("schedule.resolutoin=64", "unknown option schedule.resolutoin"),
+    ("shedule.fade_kimg=1", r"unknown option shedule; did you mean schedule\?"),
+    ("network.G.resolution=64", "unknown option network.G.resolution"),
+    ("loss.r1_gamma=much", "loss.r1_gamma is 'much'; .*number"),
+    ("loss.r1_gamma=-1", "loss.r1_gamma is -1.0; it must be 0 or above"),
+    ("loss.adversarial=lsgan", "loss.adversarial is 'lsgan'; .*wgan"),
+    ("workers=0", "workers is 0; choose at least 1"),
+    ("workers=16", "schedule.batch at 64 px: .*use at most 8 workers"),
+    ("schedule.batch.64=30", "30 images does not consist of .* groups of 4; choose 28 or 32"),
+    ("step.micro_batch=3", "splits a minibatch-stddev group of 4; choose a multiple of 4"),
+    ("network.resolution=100", "resolution.* is 100; it must be a power of two"),
+    ("schedule.first_resolution=512", "schedule.first_resolution is 512, above the 256 px"),
+    ("schedule.table=official-3", "schedule.table is 'official-3'; .*official-8"),
+    ("seed=-1", "seed is -1; choose from 0"),
+    ("commit_kimg=0", "commit_kimg is 0.0; choose a positive number"),
+    ("checkpoint.keep_last=0", "keep_last is 0; keep at least 1 checkpoint"),
+    ("evaluation.metrics=[fdi]", "evaluation.metrics"),
+    ("tracking.uri=ftp://host", "ftp://host"),
+    ("loss=5", "loss is 5; it takes options"),
+    ("loss.r1_gamma", "write dotted.key=value"),
+    ("loss.r1_gamma.x=1", "r1_gamma"),
+    ("name={", "is not YAML"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG, ids=[override for override, _ in WRONG])
+def test_a_wrong_option_ends_with_one_sentence_that_names_it(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        configs.load("ffhq-256", [*GIVEN, override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_option_is_named():
+    with pytest.raises(ConfigError, match=r"data.url is missing; set it .* data.url=…"):
+        configs.load("ffhq-256", ["run_url=run"])
+
+
+def test_a_config_that_does_not_exist_is_answered_with_the_presets():
+    with pytest.raises(ConfigError, match=r"nowhere.yaml is neither a file nor a preset.*demo"):
+        configs.load("nowhere.yaml")
+
+
+def _train(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The user's command with an environment that knows nothing of this project."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "pipeline" / "train.py"), *arguments],
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_dry_run_from_anywhere_shows_config_schedule_and_networks(tmp_path):
+    done = _train("--config", "ffhq-1024", "data.url=x", "--dry-run", "run_url=y", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for line in ("r1_gamma: 10.0", "table: official-8", "G: 26,219,627 parameters", "1024 px"):
+        assert line in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_request_ends_the_command_line_with_code_2_and_one_line(tmp_path):
+    done = _train("--config", "demo", "schedule.fade=1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown option schedule.fade; did you mean")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_data_that_are_not_there_end_the_command_before_anything_starts(tmp_path):
+    done = _train("--config", "demo", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "holds no data set" in done.stderr
+    assert "python -m data_prep shard" in done.stderr
+
+
+def test_a_store_that_cannot_be_reached_is_named_at_the_start(tmp_path):
+    dead = f"http://127.0.0.1:{free_port()}"
+    done = _train(
+        *("--config", "demo", "data.url=s3://bucket/data"),
+        cwd=tmp_path,
+        AWS_ENDPOINT_URL=dead,
+        AWS_ACCESS_KEY_ID="a",
+        AWS_SECRET_ACCESS_KEY="b",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    assert done.returncode == 1
+    assert "s3://bucket/data" in done.stderr
+    assert dead in done.stderr
+
+
+def test_a_tracking_server_that_cannot_be_reached_is_named_at_the_start(tiny_data, tmp_path):
+    dead = f"http://127.0.0.1:{free_port()}"
+    options = [f"data.url={tiny_data}", "run_url=run", f"tracking.uri={dead}"]
+    done = _train("--config", "demo", "network.resolution=16", *options, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert dead in done.stderr

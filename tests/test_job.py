@@ -1,0 +1,205 @@
+"""The whole job on a real Ray cluster, a real S3 server and a real MLflow server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from data_prep import storage
+from data_prep.manifest import shard_url
+from pipeline.checkpoint import Checkpoints
+from pipeline.tracking import checkpoints, history
+from tests.datasets import draw_images, make_data_set
+from tests.mlflow_server import MlflowServer
+from tests.ray_cluster import ROOT, RayCluster
+from tests.services import BUCKET, S3Server
+from tests.test_loop import OPTIONS
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def store(s3_server: S3Server):
+    """A folder in the bucket, with the credentials in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment.items():
+            patch.setenv(name, value)
+        yield f"s3://{BUCKET}/job"
+
+
+@pytest.fixture(scope="module")
+def mlflow(store, s3_server: S3Server, tmp_path_factory):
+    server = MlflowServer(
+        tmp_path_factory.mktemp("mlflow"),
+        artifacts=f"{store}/artifacts",
+        env=dict(s3_server.environment),
+    )
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def data(store, tmp_path_factory) -> str:
+    source = draw_images(tmp_path_factory.mktemp("images"), 50, 16)
+    make_data_set(source, f"{store}/data", 16, samples_per_shard=16)
+    return f"{store}/data"
+
+
+@pytest.fixture(scope="module")
+def config_file(data, mlflow, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    options = {
+        **OPTIONS,
+        "workers": WORKERS,
+        "data": {"url": data, "mirror": True},
+        "tracking": {"uri": mlflow.uri, "experiment": "job"},
+        "evaluation": {
+            "metrics": ["fid", "kid"],
+            "num_images": 16,
+            "batch": 8,
+            "every_kimg": 1,
+            "weights": str(ROOT / ".cache" / "weights"),  # no part of what a job uploads
+        },
+        "loader": {"threads": 1, "cache_dir": str(path.parent / "cache")},
+    }
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: RayCluster, config_file, store) -> str:
+    """URL of a run that was trained, evaluated and registered by one submitted job."""
+    run_url = f"{store}/runs/tiny"
+    done = ray_cluster.submit("--config", str(config_file), f"run_url={run_url}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run_url
+
+
+def test_a_submitted_job_trains_evaluates_and_registers_on_object_storage(finished, mlflow, data):
+    result = json.loads(storage.read_bytes(f"{finished}/result.json"))
+    assert result["nimg"] == 720
+    committed = Checkpoints(finished).list()
+    assert [checkpoint.nimg for checkpoint in committed] == [0, 240, 432, 624, 720]
+    assert result["checkpoint_digest"] == committed[-1].digest
+    assert set(result["metrics"]) == {"metric/fid16", "metric/kid16"}
+    assert set(result["first_metrics"]) == set(result["metrics"])
+
+    # Everything is in MLflow, against nimg.
+    points = history(mlflow.uri, result["tracking_run_id"])
+    assert [nimg for nimg, _ in points["metric/fid16"]] == [0, 720]
+    assert {nimg for nimg, _ in points["loss/D"]} > {96, 720}
+    rows = checkpoints(mlflow.uri, result["tracking_run_id"])
+    assert [row["digest"] for row in rows] == [c.digest for c in reversed(committed)]
+    assert rows[0]["metric/fid16"] == result["metrics"]["metric/fid16"]
+
+
+def test_the_registered_model_is_pulled_and_draws_images_in_another_process(
+    finished, mlflow, tmp_path
+):
+    result = json.loads(storage.read_bytes(f"{finished}/result.json"))
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.uri}
+    for name in [name for name in environment if name.startswith("AWS_")]:
+        del environment[name]  # the server hands the artifacts out
+
+    def run(*arguments: str) -> None:
+        command = [sys.executable, "-m", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run("pipeline.registry", "pull", "tiny@champion", "pulled")
+    lineage = json.loads((tmp_path / "pulled" / "lineage.json").read_text())
+    assert lineage["checkpoint_digest"] == result["checkpoint_digest"]
+    run("pipeline.generate", "images", "--model", "pulled", "--seeds", "0-3", "--out", "images")
+    assert len(list((tmp_path / "images").glob("*.png"))) == 5
+
+
+def test_the_same_job_again_goes_on_with_the_same_tracking_run_and_trains_nothing(
+    finished, ray_cluster, config_file
+):
+    before = json.loads(storage.read_bytes(f"{finished}/result.json"))
+    done = ray_cluster.submit("--config", str(config_file), f"run_url={finished}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on at 0.7 kimg" in done.stdout
+    assert json.loads(storage.read_bytes(f"{finished}/result.json")) == before
+
+
+def test_a_killed_worker_is_restarted_and_the_run_ends_with_the_same_bits(
+    finished, ray_cluster, config_file, tmp_path
+):
+    """kill -9 of one worker in the middle; Ray Train restarts the group by itself."""
+    run_url = str(tmp_path / "run")
+    command = [sys.executable, str(ROOT / "pipeline" / "train.py"), "--config", str(config_file)]
+    command += [f"run_url={run_url}", "evaluation.metrics=[]"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=ray_cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        _wait_for(lambda: len(Checkpoints(run_url).list()) >= 2, process)
+        victim = _training_workers()[0]
+        victim.send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert output.count("training goes on at") == 1, output
+    assert _tensor_digests(run_url) == _tensor_digests(finished)
+
+
+def test_a_shard_altered_after_it_was_written_ends_the_run_at_once_and_by_name(
+    ray_cluster, config_file, tmp_path
+):
+    source = draw_images(tmp_path / "images", 50, 16)
+    data = str(tmp_path / "data")
+    make_data_set(source, data, 16)
+    shard = Path(shard_url(data, 8, 0))
+    content = bytearray(shard.read_bytes())
+    for offset in range(512, len(content), 512):
+        content[offset] ^= 1
+    shard.write_bytes(content)
+
+    done = ray_cluster.submit(
+        *("--config", str(config_file), f"run_url={tmp_path}/run", f"data.url={data}"),
+        "evaluation.metrics=[]",
+    )
+    assert done.returncode == 1
+    assert f"in {shard} was altered" in done.stdout + done.stderr
+    assert [c.nimg for c in Checkpoints(f"{tmp_path}/run").list()] == [0]
+    assert done.stdout.count("training") <= 2, "a restart does not mend data"
+
+
+def _training_workers() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def _wait_for(condition, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end_s, "nothing happened in time"
+        time.sleep(0.1)
+
+
+def _tensor_digests(run_url: str) -> dict[str, str]:
+    latest = Checkpoints(run_url).latest()
+    assert latest is not None
+    return {name: f.sha256 for name, f in latest.files.items() if name != "state.json"}
