@@ -5,7 +5,7 @@ Options of a store come from the environment alone; for S3 these are AWS_ENDPOIN
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, as s3fs reads them.
 
 File systems are looked up at every call in fsspec's own cache, which is per process and thread,
-so nothing here crosses a fork. What is transient (time-outs, resets, 5xx, short bodies) is tried
+so a forked process gets its own. What is transient (time-outs, resets, 5xx, short bodies) is tried
 again, here and nowhere below; what is not (missing, forbidden, disk full) fails at once. Every
 failure is a `StorageError` with the URL. `check_reachable` finds out at the start of a program.
 """
@@ -18,6 +18,7 @@ import secrets
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,7 +281,25 @@ def _filesystem(url: str) -> tuple[Any, str]:
         raise ValueError(f"{url} names no store that can be used here: {err}") from err
     if s3:
         fs.retries = 1
+        _clients.add(fs)
     return fs, str(path)
+
+
+_clients: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_inherited: list[Any] = []
+
+
+def _begin_child() -> None:
+    """In a forked process: never let go of the parent's clients.
+
+    Python would close their sockets, and thereby take them from the epoll that the parent still
+    waits with.
+    """
+    _inherited.extend(_clients)
+    _clients.clear()
+
+
+os.register_at_fork(after_in_child=_begin_child)
 
 
 def _retried(action: str, url: str, call: Callable[[Any, str], T], retry: Retry) -> T:

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 CHECKPOINTS = "checkpoints.json"
 """Artifact with a row for each committed checkpoint."""
 
-_COLUMNS = ("nimg", "digest", "url")
+_COLUMNS = ("nimg", "url", "digest")
 _BATCH = 1000  # MLflow takes no more metrics at a time,
 _PARAM_BATCH = 100  # and no more parameters
 _FIRST_WAIT_S = 0.5
@@ -208,12 +208,20 @@ def _write_checkpoints(client: "MlflowClient", run_id: str, rows: list[Row]) -> 
     rows = sorted(rows, key=lambda row: row["nimg"], reverse=True)
     metrics = sorted({name for row in rows for name in row} - set(_COLUMNS))
     columns = [_COLUMNS[0], *metrics, *_COLUMNS[1:]]
-    table = {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
+    table = {
+        "columns": columns,
+        "data": [[_short(row.get(name)) for name in columns] for row in rows],
+    }
     client.log_dict(run_id, table, CHECKPOINTS)
     client.set_tag(
         run_id, "mlflow.loggedArtifacts", json.dumps([{"path": CHECKPOINTS, "type": "table"}])
     )
     client.set_tag(run_id, "checkpoint.latest", rows[0]["url"])
+
+
+def _short(value: Any) -> Any:
+    """A number as people read it; the metric beside the table has all digits."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _together(entries: list[Entry]) -> int:

@@ -9,8 +9,8 @@ import json
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from data_prep import storage
 from pipeline import cluster
@@ -81,6 +81,15 @@ class Evaluations:
         """Values by the names that tracking shows."""
         return {f"metric/{result.name}": result.value for result in self.results(nimg)}
 
+    def _key(self, checkpoint: CommittedCheckpoint) -> dict[str, Any]:
+        """What a result depends on, as JSON gives it back."""
+        options = dataclasses.asdict(self.config.evaluation)
+        for name in ("every_kimg", "workers", "weights"):
+            del options[name]
+        key = {"checkpoint": checkpoint.digest, "evaluation": options}
+        plain: dict[str, Any] = json.loads(json.dumps(key))
+        return plain
+
     def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="evaluations", daemon=True)
@@ -103,7 +112,8 @@ class Evaluations:
             "evaluation",
             f"{checkpoint.attempt:03d}-{checkpoint.nimg:012d}.json",
         )
-        results = _read(url, checkpoint, config.names)
+        key = self._key(checkpoint)
+        results = _read(url, key)
         if not results:
             self._shown.say(
                 f"evaluating {checkpoint.nimg / 1000:.1f} kimg: {', '.join(config.metrics)}"
@@ -116,8 +126,7 @@ class Evaluations:
                 loader=self.config.loader,
                 map=_in_tasks,
             )
-            rows = [dataclasses.asdict(result) for result in results]
-            storage.write_atomic(url, json.dumps(rows, indent=1).encode())
+            _write(url, key, results)
         self._results[checkpoint.nimg] = list(results)
         values = self.values(checkpoint.nimg)
         self._tracker.log_checkpoint(
@@ -131,15 +140,20 @@ def _in_tasks(function: Callable[[Task], Features], tasks: Sequence[Task], /) ->
     return cluster.fan_out(function, tasks, num_cpus=1)
 
 
-def _read(url: str, checkpoint: CommittedCheckpoint, names: Sequence[str]) -> list[MetricResult]:
-    """What was measured of this checkpoint before; nothing if it was not the same metrics."""
+def _read(url: str, key: Mapping[str, Any]) -> list[MetricResult]:
+    """What was measured before in the same way; nothing otherwise."""
     try:
         kept = json.loads(storage.read_bytes(url))
-        results = [MetricResult(**result) for result in kept]
+        if kept["key"] != key:
+            return []
+        return [MetricResult(**result) for result in kept["results"]]
     except storage.MissingError:
         return []
-    except (ValueError, TypeError) as err:
+    except (ValueError, TypeError, KeyError) as err:
         logger.warning("%s is damaged (%s): measured again", url, err)
         return []
-    same = all(result.subject["digest"] == checkpoint.digest for result in results)
-    return results if same and [result.name for result in results] == list(names) else []
+
+
+def _write(url: str, key: Mapping[str, Any], results: Sequence[MetricResult]) -> None:
+    content = {"key": key, "results": [dataclasses.asdict(result) for result in results]}
+    storage.write_atomic(url, (json.dumps(content, indent=1) + "\n").encode())

@@ -6,6 +6,7 @@ Values come as in MLflow's history: name -> [(nimg, value)]. Figures are drawn a
 README shows them at.
 """
 
+import io
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from PIL import Image
 
 History = Mapping[str, Sequence[tuple[int, float]]]
@@ -29,7 +30,6 @@ _SMALL_PANEL_IN = 0.9
 _SMOOTH_POINTS = 60
 _INK, _FAINT, _GRID, _FADE = "#2b2f36", "#7a808a", "#e8eaed", "#f1ede2"
 _BLUE, _RED, _GREEN, _VIOLET = "#2f6db5", "#d1495b", "#3b8f6e", "#7b5ea7"
-_QUALITY = (_GREEN, _BLUE, _VIOLET, _RED)
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -99,7 +99,7 @@ def training_curves(history: History, *, resolution: int, title: str = "") -> Im
     with mpl.rc_context(_STYLE):
         size = (WIDTH_PX / _DPI, 0.9 + sum(heights))
         figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
+        FigureCanvasAgg(figure)
         axes = figure.subplots(
             len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
         )[:, 0]
@@ -119,8 +119,9 @@ def training_curves(history: History, *, resolution: int, title: str = "") -> Im
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=11.5, fontweight="bold")
         figure.align_ylabels(axes)
-        canvas.draw()
-        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
 
 
 def phase_spans(lods: Sequence[tuple[int, float]], *, resolution: int) -> list[Span]:
@@ -131,9 +132,9 @@ def phase_spans(lods: Sequence[tuple[int, float]], *, resolution: int) -> list[S
         fade = lod != after or lod != int(lod)
         side = resolution >> int(min(lod, after))
         last = spans[-1] if spans else None
-        if last and (last.resolution, last.fade) == (side, fade):
-            start = spans.pop().start_nimg
-        spans.append(Span(start_nimg=start, end_nimg=end, resolution=side, fade=fade))
+        goes_on = last is not None and (last.resolution, last.fade) == (side, fade)
+        begin = spans.pop().start_nimg if goes_on else start
+        spans.append(Span(start_nimg=begin, end_nimg=end, resolution=side, fade=fade))
     return spans
 
 
@@ -159,26 +160,26 @@ def _panels(history: History, resolution: int) -> list[_Panel]:
 def _draw_quality(ax: Axes, metrics: History) -> None:
     """The first metric on the left axis, the second on the right one."""
     ax.set_title("Distance to the real images (lower is better)")
-    shown = [(name, points) for name, points in metrics.items() if points][:2]
-    for index, (name, points) in enumerate(shown):
+    shown = [name for name, points in metrics.items() if len(_columns(points)[0])][:2]
+    for index, name in enumerate(shown):
         side, color, marker = (ax, _BLUE, "o") if index == 0 else (ax.twinx(), _RED, "D")
         label = _metric_label(name)
-        kimg, values = _columns(points)
+        kimg, values = _columns(metrics[name])
         side.plot(kimg, values, color=color, marker=marker, markersize=4, linewidth=1.6)
-        side.set_ylim(0, max(values) * 1.18 or 1)
+        # An unbiased KID can be below 0.
+        side.set_ylim(1.18 * min(0, values.min()), 1.18 * max(0, values.max()) or 1)
         side.set_ylabel(label, color=color)
         side.tick_params(axis="y", colors=color, length=0)
         side.spines[["top", "left", "right"]].set_visible(False)
-        if len(values) > 1:
-            side.annotate(
-                f"{values[-1]:.3g}",
-                (kimg[-1], values[-1]),
-                xytext=(-4, 7),
-                textcoords="offset points",
-                ha="right",
-                color=color,
-                fontweight="bold",
-            )
+        side.annotate(
+            f"{label}  {values[0]:.3g} → {values[-1]:.3g}",
+            (1, 1),
+            xycoords="axes fraction",
+            xytext=(-130 * (len(shown) - 1 - index), 5),
+            textcoords="offset points",
+            ha="right",
+            color=color,
+        )
 
 
 def _draw_losses(ax: Axes, history: History) -> None:
@@ -186,15 +187,14 @@ def _draw_losses(ax: Axes, history: History) -> None:
     for name, color in (("D", _VIOLET), ("G", _GREEN)):
         if points := history.get(f"loss/{name}"):
             _draw_line(ax, points, color, label=name)
-    ax.legend(loc="upper right", ncols=2, handlelength=1.4, borderaxespad=0)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, handlelength=1.4, borderaxespad=0)
     ax.set_ylabel("loss")
 
 
 def _draw_penalty(ax: Axes, points: Sequence[tuple[int, float]]) -> None:
     ax.set_title("Gradient penalty R1")
     _draw_line(ax, points, _RED)
-    if all(value > 0 for _, value in points):
-        ax.set_yscale("log")
+    ax.set_ylim(bottom=0)
     ax.set_ylabel("R1")
 
 
@@ -258,6 +258,6 @@ def _metric_label(name: str) -> str:
 
 def _columns(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
     """Kimg and finite values."""
-    table = np.array([(nimg / 1000, value) for nimg, value in points], dtype=np.float64)
+    table = np.array([(nimg / 1000, value) for nimg, value in points]).reshape(-1, 2)
     table = table[np.isfinite(table[:, 1])]
     return table[:, 0], table[:, 1]

@@ -390,7 +390,10 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
     """Networks with initial weights, a function of the configuration and the seed."""
     G = Generator(config.network.G, seed=2 * config.seed)
     D = Discriminator(config.network.D, seed=2 * config.seed + 1)
-    return TrainState(G.to(device), D.to(device), config.optimizer)
+    for network in (G, D):
+        # A quarter faster on CPUs at 32 px, and what tensor cores want.
+        network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TrainState(G, D, config.optimizer)
 
 
 def refuse_changes(

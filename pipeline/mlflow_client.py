@@ -14,11 +14,18 @@ if TYPE_CHECKING:
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _PROBES = 2
 _PROBE_S = 5.0
-_QUIET = ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.pyfunc")
+_QUIET = (
+    "alembic",
+    "mlflow.store.db.utils",
+    "mlflow.system_metrics",
+    "mlflow.pyfunc",
+    "mlflow.store.model_registry",
+)
 
 # Retries are ours: MLflow's own 7 with 120 s each would hold a thread for minutes.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }

@@ -1,4 +1,4 @@
-"""A web server on a folder: counts what is read from it, and may be slow or damage what it sends."""
+"""A web server on a folder: counts what is read, may be slow, and may damage what it sends."""
 
 import http.server
 import threading

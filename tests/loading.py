@@ -29,9 +29,8 @@ def set_copy(request, original_set, tmp_path):
     """The data set anew: it may be damaged."""
     if request.param == "s3":
         return copy_to(original_set, f"{request.getfixturevalue('s3').url}/set")
-    return copy_to(
-        original_set, f"file://{tmp_path}/set" if request.param == "file" else str(tmp_path)
-    )
+    scheme = "file://" if request.param == "file" else ""
+    return copy_to(original_set, f"{scheme}{tmp_path}/set")
 
 
 @pytest.fixture
@@ -55,6 +54,7 @@ def make_loader(tmp_path):
 
 
 def wanted(positions, resolution=16, labels=None):
+    """A request."""
     return Request(
         level_resolution=resolution,
         positions=np.asarray(positions, np.int64),
@@ -63,9 +63,11 @@ def wanted(positions, resolution=16, labels=None):
 
 
 def read(loader, *requests):
+    """The batches that answer these requests."""
     return list(loader.stream(requests))
 
 
 @pytest.fixture(params=[True, False], ids=["held", "by image"])
 def held(request):
+    """Whether whole shards are fetched."""
     return request.param

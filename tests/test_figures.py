@@ -48,3 +48,13 @@ def test_curves_are_drawn_of_what_there_is(left_out):
 def test_a_history_without_anything_to_draw_is_refused():
     with pytest.raises(ValueError, match="the history has time/sec_per_kimg"):
         training_curves({"time/sec_per_kimg": [(0, 1.0)]}, resolution=16)
+
+
+def test_values_below_zero_and_values_that_are_not_finite_are_no_obstacle():
+    """An unbiased KID can be below 0; a loss that diverged is NaN."""
+    history = {
+        "metric/kid300": [(0, 0.1), (1000, -0.01)],
+        "metric/none": [(0, float("nan"))],
+        "loss/D": [(0, 1.0), (1000, float("nan")), (2000, float("inf"))],
+    }
+    assert np.asarray(training_curves(history, resolution=16)).std() > 5

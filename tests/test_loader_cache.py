@@ -1,19 +1,17 @@
 """The loader and the cache of a node: verified copies, shared by its processes."""
 
-import functools
-import http.server
 import multiprocessing
-import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from data_prep import storage
 from data_prep.manifest import Manifest, shard_url
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.order import SampleOrder
+from tests.file_server import serve_files
 from tests.loading import SAMPLES, read, wanted
 from tests.small_sets import copy_to
 
@@ -25,14 +23,14 @@ def test_a_damaged_copy_is_fetched_again(
     read(make_loader(url, held=held), wanted(range(23)))
     for path in (tmp_path / "cache").rglob("*"):
         if path.is_file() and path.stat().st_size:
-            content = bytearray(path.read_bytes())
-            content[len(content) // 2] ^= 1
-            path.write_bytes(bytes(content))
+            path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
 
     (batch,) = read(make_loader(url, held=held), wanted(range(23)))
 
     np.testing.assert_array_equal(batch.images, level_images[16][batch.sample_ids])
-    assert "is damaged" in caplog.text
+    kinds = ("is damaged: dropped",) if held else ("copy of an image of",)
+    for kind in (*kinds, "is damaged, fetched again"):
+        assert kind in caplog.text
     caplog.clear()
     read(make_loader(url, held=held), wanted(range(23)))
     assert caplog.text == ""
@@ -78,47 +76,14 @@ def test_nothing_is_written_for_local_data(original_set, make_loader, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-class _CountingHandler(http.server.SimpleHTTPRequestHandler):
-    """Serves files, whole or a range, and notes what was asked for."""
+def test_neighbours_are_read_with_one_request(original_set, make_loader, level_images):
+    with serve_files(Path(original_set)) as files:
+        loader = make_loader(files.url, held=False, threads=1)
 
-    def do_GET(self):
-        content = Path(self.translate_path(self.path)).read_bytes()
-        asked = self.headers.get("Range")
-        self.send_response(206 if asked else 200)
-        if asked:
-            first, last = asked.removeprefix("bytes=").split("-")
-            self.server.ranges.append((self.path, int(first), int(last)))
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-            content = content[int(first) : int(last) + 1]
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def web(original_set):
-    """The data set on a web server: (URL, ranges asked for)."""
-    folder = Path(original_set)
-    handler = functools.partial(_CountingHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.ranges = []
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", server.ranges
-        server.shutdown()
-        thread.join()
-
-
-def test_neighbours_are_read_with_onewanted(web, make_loader, level_images):
-    url, ranges = web
-
-    (batch,) = read(make_loader(url, held=False, threads=1), wanted(range(23)))
+        (batch,) = read(loader, wanted(range(23)))
 
     np.testing.assert_array_equal(batch.images, level_images[16][batch.sample_ids])
-    assert len([path for path, _, _ in ranges if path.endswith(".tar")]) == 5  # one a shard
+    assert len(files.read_paths(".tar")) == 5  # one a shard
 
 
 def _read_all(url, cache, resolution):
@@ -128,19 +93,21 @@ def _read_all(url, cache, resolution):
     return read(loader, wanted(range(23), resolution))[0].images.numpy()
 
 
-def test_two_processes_of_a_node_fetch_a_shard_once_together(web, level_images, tmp_path):
-    url, ranges = web
+def test_two_processes_of_a_node_fetch_a_shard_once_together(original_set, level_images, tmp_path):
     context = multiprocessing.get_context("spawn")
 
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
-        arguments = [url] * 2, [tmp_path / "cache"] * 2, [16] * 2
+    with serve_files(Path(original_set)) as files, ProcessPoolExecutor(2, context) as pool:
+        files.delay_s = 0.1  # so that they meet
+        arguments = [files.url] * 2, [tmp_path / "cache"] * 2, [16] * 2
         first, second = pool.map(_read_all, *arguments)
 
     order = SampleOrder(SAMPLES, 0).samples_at(np.arange(23))
     for images in (first, second):
         np.testing.assert_array_equal(images, level_images[16][order])
-    asked = [path for path, _, _ in ranges]
-    assert sorted(asked) == sorted(set(asked))
+    for suffix in (".tar", "0.json", "1.json"):
+        asked = files.read_paths(suffix)
+        assert sorted(asked) == sorted(set(asked))
+    assert len(files.read_paths(".tar")) == 5
 
 
 def _child_reads(loader, queue):
@@ -150,9 +117,10 @@ def _child_reads(loader, queue):
 def test_a_loader_survives_a_fork_with_a_stream_running_in_the_parent(
     original_set, level_images, make_loader, s3
 ):
+    """Neither of the two may harm the connections of the other."""
     url = copy_to(original_set, f"{s3.url}/set")
-    loader = make_loader(url, held=False)
-    stream = loader.stream(wanted(range(23)) for _ in range(3))
+    loader = make_loader(url, held=False, prefetch=0)
+    stream = loader.stream(wanted(range(23), resolution) for resolution in (16, 8))
     next(stream)
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
@@ -165,5 +133,8 @@ def test_a_loader_survives_a_fork_with_a_stream_running_in_the_parent(
     assert child.exitcode == 0
     samples = SampleOrder(SAMPLES, 0).samples_at(np.arange(23))
     np.testing.assert_array_equal(images, level_images[16][samples])
-    np.testing.assert_array_equal(next(stream).images, level_images[16][samples])
+    start_s = time.monotonic()
+    np.testing.assert_array_equal(next(stream).images, level_images[8][samples])
+    storage.write_atomic(f"{s3.url}/after", b"1")
+    assert time.monotonic() - start_s < 10
     stream.close()
