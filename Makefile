@@ -36,7 +36,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 install: $(INSTALLED)
-	@$(BIN)/python -c "import torch; print('torch', torch.__version__, '(CUDA', torch.version.cuda + ')' if torch.version.cuda else '(CPU build)')"
+	@$(BIN)/python -c "import torch; print('torch', torch.__version__, f'(CUDA {torch.version.cuda})' if torch.version.cuda else '(CPU build)')"
 
 weights: $(WEIGHTS)
 	$(BIN)/python -m pipeline.weights list

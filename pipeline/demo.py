@@ -47,7 +47,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
-    console.print(last_screen(time.monotonic() - start_s))
+    console.print(last_screen(time.monotonic() - start_s), soft_wrap=True)
     return 0
 
 
@@ -106,7 +106,7 @@ def check(result: Result) -> None:
         )
 
 
-def last_screen(seconds: float) -> Panel:
+def last_screen(seconds: float) -> Group:
     """What was made, where it is, and what comes next."""
     result = read_result(str(FOLDER / "run"))
     python = Path(sys.executable)
@@ -137,10 +137,11 @@ def last_screen(seconds: float) -> Panel:
             f"pipeline/train.py --config demo data.url={FOLDER}/mine run_url={FOLDER}/my-run"
         ),
     ]
-    return Panel(
-        Group(made, "", "[bold]Next[/]", *(f"  {command}" for command in commands)),
-        title=f"done in {seconds / 60:.1f} minutes",
-        padding=(1, 2),
+    # Commands stand outside of the frame, so that they can be copied.
+    return Group(
+        Panel(made, title=f"done in {seconds / 60:.1f} minutes", padding=(1, 2)),
+        "\n[bold]Next[/]: other seeds; the run in a browser; your own pictures\n",
+        *(f"{command}\n" for command in commands),
     )
 
 

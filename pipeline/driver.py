@@ -36,7 +36,8 @@ from pipeline.bundle import from_checkpoint
 from pipeline.checkpoint import Checkpoints, CommittedCheckpoint
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.evaluations import Evaluations
-from pipeline.loop import Commit, refuse_changes, total_nimg_of
+from pipeline.loop import Commit, refuse_changes
+from pipeline.minibatches import total_nimg_of
 from pipeline.progress import Display, display
 from pipeline.result import Result
 from pipeline.revision import code_revision

@@ -17,9 +17,9 @@ from pipeline import cluster
 from pipeline.checkpoint import Checkpoints, CommittedCheckpoint
 from pipeline.config import TrainConfig
 from pipeline.features import Features
-from pipeline.loop import total_nimg_of
 from pipeline.measure import evaluate
 from pipeline.metric import MetricResult
+from pipeline.minibatches import total_nimg_of
 from pipeline.progress import Display
 from pipeline.tracking import Tracker
 

@@ -13,10 +13,8 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep import storage
@@ -25,9 +23,10 @@ from pipeline import config as configs
 from pipeline.checkpoint import Checkpoints, CommittedCheckpoint
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.loader import Batch, Loader, Request
+from pipeline.minibatches import Minibatch, RunDraws, minibatches, total_nimg_of
 from pipeline.order import SampleOrder
 from pipeline.samples import sample_grid
-from stylegan.draws import D_STEP, G_STEP, Draws, GeneratorDraws
+from stylegan.draws import Draws
 from stylegan.networks.stylegan import Discriminator, Generator
 from stylegan.reals import prepare_reals
 from stylegan.schedule import Phase, phase_at
@@ -76,33 +75,6 @@ class Observer(Protocol):
     def committed(self, commit: Commit) -> None:
         """A checkpoint is visible."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Minibatch:
-    """A place in the run."""
-
-    nimg: int
-    """Global index of its first image."""
-    phase: Phase
-    ends_iteration: bool
-    """The schedule is looked at after it, and a commit may follow."""
-
-
-def minibatches(config: TrainConfig, nimg: int) -> Iterator[Minibatch]:
-    """All minibatches from `nimg` (the end of an outer iteration) to the end of the run."""
-    schedule, total_nimg = config.schedule, total_nimg_of(config)
-    while nimg < total_nimg:
-        phase = phase_at(nimg, schedule, resolution=config.network.resolution)
-        for repeat in range(1, schedule.minibatch_repeats + 1):
-            last = repeat == schedule.minibatch_repeats
-            yield Minibatch(nimg=nimg, phase=phase, ends_iteration=last)
-            nimg += phase.batch
-
-
-def total_nimg_of(config: TrainConfig) -> int:
-    """Images after which the run ends."""
-    return round(config.schedule.total_kimg * 1000)
 
 
 def train(config: TrainConfig, *, observer: Observer, tracking_run_id: str = "") -> int:
@@ -284,7 +256,7 @@ class _Worker:
         assert labels is not None, "check_data lets no unlabelled data through"
         return labels.to(self.device, non_blocking=True)
 
-    def _draws(self, minibatch: Minibatch) -> "RunDraws":
+    def _draws(self, minibatch: Minibatch) -> RunDraws:
         return RunDraws(
             self.config,
             Draws(seed=self.config.seed, attempt=self.state.attempt),
@@ -330,51 +302,6 @@ class _Clock:
         self.start_nimg = nimg
         self.start_s = time.monotonic()
         self.data_wait_s = 0.0
-
-
-class RunDraws:
-    """The random numbers of one minibatch of a run (`stylegan.step.MinibatchDraws`)."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        draws: Draws,
-        G: Generator,
-        minibatch: Minibatch,
-        parts: list[NDArray[np.int64]],
-    ) -> None:
-        self._config = config
-        self._draws = draws
-        self._G = G
-        self._nimg = minibatch.nimg
-        self._reached_layers = G.num_layers - 2 * int(minibatch.phase.lod)
-        device = G.w_avg.device
-        self._indices = [torch.from_numpy(minibatch.nimg + part).to(device) for part in parts]
-
-    def D(self, part: int) -> GeneratorDraws:
-        """For the fakes of the D step."""
-        return self._generator(D_STEP, part)
-
-    def G(self, part: int) -> GeneratorDraws:
-        """For the fakes of the G step."""
-        return self._generator(G_STEP, part)
-
-    def gp_mix(self, part: int) -> Tensor | None:
-        """WGAN-GP's places between real and fake, where it is used."""
-        if not self._config.loss.wgan_gp_weight:
-            return None
-        return self._draws.gp_mix(self._indices[part])
-
-    def _generator(self, step: int, part: int) -> GeneratorDraws:
-        return self._draws.generator(
-            step,
-            self._indices[part],
-            first_index=self._nimg,
-            z_size=self._G.config.z_size,
-            noise_sizes=self._G.noise_sizes if self._G.config.use_noise else (),
-            reached_layers=self._reached_layers,
-            mixing_prob=self._config.step.mixing_prob if self._G.config.use_styles else 0.0,
-        )
 
 
 def choose_device(config: TrainConfig) -> torch.device:

@@ -1,11 +1,13 @@
 """The training on a terminal: a live bar, or plain lines where nobody watches."""
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from pipeline.loop import Commit, Tick
 
@@ -68,15 +70,7 @@ class Lines:
 
     def tick(self, tick: Tick) -> None:
         """Progress, losses and the time left."""
-        left_s = max(tick.total_nimg - tick.nimg, 0) / max(tick.images_per_s, 1e-9)
-        metrics = tick.metrics
-        self.say(
-            f"kimg {tick.nimg / 1000:.1f}/{tick.total_nimg / 1000:.1f}  lod {tick.lod:.2f}  "
-            f"{tick.resolution} px  batch {tick.batch}  {tick.images_per_s:.0f} img/s  "
-            f"loss D {metrics['loss/D']:.3f} G {metrics['loss/G']:.3f} "
-            f"r1 {metrics['loss/r1']:.4f}  data wait {metrics['time/data_wait_s']:.1f} s  "
-            f"left {_duration(left_s)}"
-        )
+        self.say(f"{_place(tick)}  {_details(tick)}  left {_duration(_left_s(tick))}")
 
     def committed(self, commit: Commit) -> None:
         """Where the checkpoint is."""
@@ -88,21 +82,30 @@ class Lines:
         self._console.print(f"{_duration(seconds):>8}  {message}", soft_wrap=True, highlight=False)
 
 
+class _TwoLines(Progress):
+    """A bar with a line of details under it, which together fit 80 columns."""
+
+    details = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then the details."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.details, style="dim", no_wrap=True, overflow="ellipsis")
+
+
 class Bar:
-    """One live line; messages scroll by above it."""
+    """A live bar; messages scroll by above it."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
+        self._progress = _TwoLines(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[place]}"),
-            TextColumn("[dim]{task.fields[losses]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.percentage:.0f} %"),
+            TextColumn("left {task.fields[left]}"),
             console=console,
             expand=True,
         )
-        self._task = self._progress.add_task("starting", total=None, place="", losses="")
+        self._task = self._progress.add_task("starting", total=None, left="-:--")
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -122,15 +125,13 @@ class Bar:
 
     def tick(self, tick: Tick) -> None:
         """Move the bar."""
-        metrics = tick.metrics
+        self._progress.details = _details(tick)
         self._progress.update(
             self._task,
-            description=f"{tick.nimg / 1000:.1f}/{tick.total_nimg / 1000:.0f} kimg",
+            description=_place(tick),
             completed=tick.nimg,
             total=tick.total_nimg,
-            place=f"{tick.resolution} px  lod {tick.lod:.2f}  {tick.images_per_s:.0f} img/s",
-            losses=f"D {metrics['loss/D']:.2f} G {metrics['loss/G']:.2f} "
-            f"r1 {metrics['loss/r1']:.3f}",
+            left=_duration(_left_s(tick)),
         )
 
     def committed(self, commit: Commit) -> None:
@@ -146,6 +147,24 @@ def _beginning(nimg: int, url: str) -> str:
     if url:
         return f"training goes on at {nimg / 1000:.1f} kimg from {url}"
     return "training begins"
+
+
+def _place(tick: Tick) -> str:
+    return f"{tick.nimg / 1000:.1f}/{tick.total_nimg / 1000:.1f} kimg"
+
+
+def _details(tick: Tick) -> str:
+    metrics = tick.metrics
+    return (
+        f"{tick.resolution} px  lod {tick.lod:.2f}  {tick.images_per_s:.0f} img/s  "
+        f"loss D {metrics['loss/D']:.3f} G {metrics['loss/G']:.3f} r1 {metrics['loss/r1']:.4f}  "
+        f"data wait {metrics['time/data_wait_s']:.1f} s"
+    )
+
+
+def _left_s(tick: Tick) -> float:
+    """Seconds to the end at the pace of the last tick."""
+    return max(tick.total_nimg - tick.nimg, 0) / max(tick.images_per_s, 1e-9)
 
 
 def _duration(seconds: float) -> str:

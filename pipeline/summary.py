@@ -8,7 +8,8 @@ from torch import nn
 
 from pipeline import config as configs
 from pipeline.config import TrainConfig
-from pipeline.loop import new_state, total_nimg_of
+from pipeline.loop import new_state
+from pipeline.minibatches import total_nimg_of
 from stylegan.networks.stylegan import Discriminator, Generator
 from stylegan.schedule import phases
 

@@ -13,7 +13,8 @@ from data_prep import storage
 from pipeline import config as configs
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import ConfigError, TrainConfig
-from pipeline.loop import Commit, Tick, minibatches, train
+from pipeline.loop import Commit, Tick, train
+from pipeline.minibatches import minibatches
 from tests.datasets import draw_images, make_data_set
 from tests.processes import ProcessGroup, free_port, run_ranks
 
