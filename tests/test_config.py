@@ -1,5 +1,6 @@
 """Configurations: presets, overrides, and one sentence for everything that can be wrong."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,14 @@ def test_what_changes_speed_alone_is_no_part_of_the_identity():
         "loss.r1_gamma": (5.0, 10.0),
         "seed": (1, 0),
     }
+
+
+def test_the_training_commands_of_the_readme_are_valid():
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"pipeline/train\.py --config (\S+)((?: +[\w.]+=\S+)+)", text)
+    assert len(commands) == 3
+    for preset, overrides in commands:
+        assert configs.load(preset, overrides.split()).name == preset
 
 
 WRONG = [
