@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -182,6 +183,10 @@ def test_a_store_that_cannot_be_used_is_named_within_30_seconds(change, message,
 
 def test_an_interrupted_job_says_how_to_go_on(tmp_path):
     source = make_folder(tmp_path / "images", 150, side=64)
+    # Seconds of work, so that the signal comes in its midst.
+    for path in sorted(Path(source).iterdir()):
+        for copy in range(8):
+            path.with_stem(f"{path.stem}-{copy}").hardlink_to(path)
     command = [sys.executable, "-m", "data_prep", "shard", source, tmp_path / "data"]
     command += ["--resolution", "64", "--workers", "2", "--samples-per-shard", "5"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
