@@ -182,7 +182,7 @@ class TrainConfig:
         if network.label_size not in (0, labels):
             raise ConfigError(
                 f"network.label_size is {network.label_size}, but the labels of {url} have "
-                f"{labels} numbers; set network.label_size={labels} or 0"
+                f"{labels} numbers; set network.label_size={' or '.join({str(labels): 0, '0': 0})}"
             )
 
     def identity(self) -> dict[str, Any]:

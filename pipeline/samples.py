@@ -6,7 +6,7 @@ import torch
 
 from pipeline.grids import sheet
 from stylegan.networks.stylegan import Generator
-from stylegan.sample import sample
+from stylegan.sample import one_hot, sample
 
 COLUMNS, ROWS = 8, 4
 LARGEST_PX = 2048
@@ -18,8 +18,13 @@ def sample_grid(Gs: Generator, *, lod: float) -> bytes:
     side = Gs.config.resolution
     columns = max(min(COLUMNS, LARGEST_PX // side), 1)
     rows = max(columns * ROWS // COLUMNS, 1)
-    with torch.no_grad():
-        images = sample(Gs, seeds=range(rows * columns), psi=1.0, lod=lod)
+    seeds = range(rows * columns)
+    labels = None
+    if Gs.config.label_size:
+        # One class after the other.
+        classes = torch.arange(len(seeds)) % Gs.config.label_size
+        labels = one_hot(classes, Gs.config.label_size)
+    images = sample(Gs, seeds=seeds, psi=1.0, lod=lod, labels=labels)
     buffer = io.BytesIO()
     sheet(images, columns=columns).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,6 +1,7 @@
 """The training loop on real process groups: the same run whatever kills it."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -197,3 +198,36 @@ def test_a_new_run_can_begin_with_the_weights_of_another(tiny_data, tmp_path):
     assert start.nimg == 0
     for name in ("G.safetensors", "D.safetensors", "Gs.safetensors"):
         assert start.files[name].sha256 == source.files[name].sha256
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes"),
+    [
+        ("folder", {"network": {**OPTIONS["network"], "label_size": 2}}),
+        ("none", {"step": {"micro_batch": 4, "mixing_prob": 0}}),
+        (
+            "none",
+            {
+                "loss": {
+                    "adversarial": "wgan",
+                    "r1_gamma": 0,
+                    "wgan_gp_weight": 10,
+                    "drift_weight": 0.001,
+                }
+            },
+        ),
+    ],
+    ids=["labels", "micro-batches", "wgan-gp"],
+)
+def test_other_kinds_of_training_run_through_a_fade(labels, changes, tmp_path):
+    for folder in ("a", "b"):
+        draw_images(tmp_path / "images" / folder, 20, 16)
+    make_data_set(tmp_path / "images", str(tmp_path / "data"), 16, labels=labels)
+    schedule = {**OPTIONS["schedule"], "stable_kimg": 0.05, "fade_kimg": 0.1, "total_kimg": 0.2}
+    config = tiny_config(str(tmp_path / "data"), tmp_path / "run", schedule=schedule, **changes)
+    recorder = Recorder()
+    train(config, observer=recorder)
+    last = recorder.ticks[-1]
+    assert last.lod == 0
+    assert all(math.isfinite(value) for value in last.metrics.values())
+    assert last.metrics["skipped/G"] == last.metrics["skipped/D"] == 0
