@@ -28,7 +28,7 @@ from data_prep import storage
 from data_prep.manifest import DigestError
 from pipeline.checkpoint import Checkpoints, read_marker
 from stylegan import sample
-from stylegan.networks.stylegan import Generator
+from stylegan.networks.interface import Generator
 
 FORMAT = 1
 WEIGHTS, NETWORK, METRICS, LINEAGE = "G.safetensors", "network.json", "metrics.json", "lineage.json"

@@ -11,14 +11,13 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from data_prep.manifest import Manifest
 from pipeline.checkpoint import CheckpointConfig
@@ -26,7 +25,7 @@ from pipeline.loader import LoaderConfig
 from pipeline.measure import EvaluationConfig
 from pipeline.tracking import TrackingConfig, flatten
 from stylegan.draws import Draws
-from stylegan.networks.stylegan import DiscriminatorConfig, GeneratorConfig
+from stylegan.networks import family
 from stylegan.objective import LossConfig
 from stylegan.optimizer import OptimizerConfig
 from stylegan.schedule import ScheduleConfig, phases
@@ -54,15 +53,17 @@ class DataConfig:
 class NetworkConfig:
     """G and D; what both share stands beside them."""
 
+    kind: Literal["stylegan", "pggan"] = "stylegan"
+    """The paper: stylegan or pggan."""
     resolution: int
     """Width and height of the finished generator's images, in pixels."""
     channels: int = 3
     """Of the images; 3 is RGB."""
     label_size: int = 0
     """Length of the labels; 0 is unconditional."""
-    G: GeneratorConfig
+    G: Annotated[family.GeneratorConfig, Field(discriminator="kind")]
     """Generator."""
-    D: DiscriminatorConfig
+    D: Annotated[family.DiscriminatorConfig, Field(discriminator="kind")]
     """Discriminator."""
 
 
@@ -136,23 +137,18 @@ class TrainConfig:
             reason = refusal(
                 phase.batch,
                 world=self.workers,
-                group=self.mbstd_group,
+                group=self.network.D.group,
                 micro_batch=self.step.micro_batch,
             )
             if reason:
                 raise ValueError(f"schedule.batch at {phase.resolution} px: {reason}")
-
-    @property
-    def mbstd_group(self) -> int:
-        """Images that D looks at together."""
-        return max(self.network.D.mbstd_group, 1)
 
     def split(self, rank: int) -> Split:
         """The share of one worker."""
         return Split(
             world=self.workers,
             rank=rank,
-            group=self.mbstd_group,
+            group=self.network.D.group,
             micro_batch=self.step.micro_batch,
         )
 
@@ -259,7 +255,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
     }
 
 
-_SHARED = ("resolution", "channels", "label_size")
+_SHARED = ("kind", "resolution", "channels", "label_size")
 """Of both networks; they stand in `network` alone."""
 
 
@@ -323,6 +319,7 @@ def _with_shared(options: Mapping[str, Any]) -> dict[str, Any]:
     shared = {key: network[key] for key in _SHARED if key in network}
     # Without a resolution its absence in `network` is what is to be reported.
     shared.setdefault("resolution", 8)
+    shared.setdefault("kind", "stylegan")
     for name in ("G", "D"):
         network[name] = {**(network.get(name) or {}), **shared}
     return {**options, "network": network}
@@ -346,28 +343,31 @@ def _refuse_unknown(kind: type, options: Any, prefix: str) -> None:
             raise ConfigError(
                 f"unknown option {prefix}{key}{hint}; choose from {', '.join(sorted(known))}"
             )
-        section = _dataclass_of(hints[key])
+        section = _section(hints[key], options.get("kind", "stylegan"))
         if section is not None and value is not None:
             _refuse_unknown(section, value, f"{prefix}{key}.")
 
 
-def _dataclass_of(hint: Any) -> type | None:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return hint
-    if get_origin(hint) is types.UnionType:
-        return next(filter(None, map(_dataclass_of, get_args(hint))), None)
-    return None
+def _section(hint: Any, kind: str) -> type | None:
+    """The dataclass of a section; of networks that of this kind."""
+    choices = [c for c in (hint, *get_args(hint)) if dataclasses.is_dataclass(c)]
+    if len(choices) > 1:
+        choices = [c for c in choices if getattr(c, "kind", None) == kind]
+    return next((c for c in choices if isinstance(c, type)), None)
 
 
 def _sentence(err: ValidationError) -> str:
     """The first thing pydantic found, in one sentence."""
     first = err.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    kinds = family.KINDS if first["loc"][:1] == ("network",) else ()
+    key = ".".join(str(p) for p in first["loc"] if p != "[key]" and p not in kinds)
     for name in _SHARED:
         for network in ("G", "D"):
             key = key.replace(f"network.{network}.{name}", f"network.{name}")
     if first["type"] == "value_error":
         message = str(first["ctx"]["error"])
+        if key in ("network.G", "network.D"):
+            return f"network.{message}"
         prefix = key.split(".", 1)[0] if key else ""
         named = not prefix or prefix in message
         return message if named else f"{key}: {message}"

@@ -32,7 +32,7 @@ from pipeline.bundle import Bundle
 from pipeline.loader import Batch, Loader, LoaderConfig, Request
 from stylegan.draws import Draws, Purpose
 from stylegan.metrics.inception import InceptionV3
-from stylegan.networks.stylegan import Generator
+from stylegan.networks.interface import Generator
 from stylegan.resample import blocky_up
 from stylegan.sample import to_uint8
 
@@ -269,7 +269,7 @@ def _generate(
     ws = Gs.broadcast(Gs.mapping(z, labels))
     cutoff = ws.shape[1] if task.cutoff is None else task.cutoff
     ws = Gs.truncate(ws, psi=task.psi, cutoff=cutoff)
-    sides = Gs.noise_sizes[: Gs.num_layers - 2 * int(lod)]
+    sides = Gs.noise_sides(lod)
     noise = draws.noise(Purpose.EVAL_NOISE, indices=indices, sides=sides)
     images = Gs.synthesis(ws, noise=noise, lod=lod)
     if not images.isfinite().all():

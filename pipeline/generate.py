@@ -25,7 +25,7 @@ from pipeline import bundle as bundles
 from pipeline import grids, registry
 from pipeline.checkpoint import MARKER, Checkpoints
 from stylegan import sample
-from stylegan.networks.stylegan import Generator
+from stylegan.networks.interface import Generator
 
 MAX_IMAGES = 100_000
 _GRID_IMAGES = 64

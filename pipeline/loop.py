@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -27,8 +27,9 @@ from pipeline.minibatches import Minibatch, RunDraws, minibatches, total_nimg_of
 from pipeline.order import SampleOrder
 from pipeline.samples import sample_grid
 from stylegan.draws import Draws
-from stylegan.networks.stylegan import Discriminator, Generator
+from stylegan.networks import family
 from stylegan.reals import prepare_reals
+from stylegan.sample import describe
 from stylegan.schedule import Phase, phase_at
 from stylegan.state import TrainState
 from stylegan.step import Part, TrainingStep
@@ -199,7 +200,7 @@ class _Worker:
             "config": configs.to_dict(self.config),
             "config_digest": self.config.digest,
             "data_digest": self.manifest.digest,
-            "network": {"kind": "stylegan", "G": asdict(self.config.network.G)},
+            "network": describe(self.config.network.G),
             "tracking_run_id": self.tracking_run_id,
         }
 
@@ -315,8 +316,8 @@ def choose_device(config: TrainConfig) -> torch.device:
 
 def new_state(config: TrainConfig, device: torch.device) -> TrainState:
     """Networks with initial weights, a function of the configuration and the seed."""
-    G = Generator(config.network.G, seed=2 * config.seed)
-    D = Discriminator(config.network.D, seed=2 * config.seed + 1)
+    G = family.generator(config.network.G, seed=2 * config.seed)
+    D = family.discriminator(config.network.D, seed=2 * config.seed + 1)
     for network in (G, D):
         # A quarter faster on CPUs at 32 px, and what tensor cores want.
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config import TrainConfig
 from stylegan.draws import D_STEP, G_STEP, Draws, GeneratorDraws
-from stylegan.networks.stylegan import Generator
+from stylegan.networks.interface import Generator
 from stylegan.schedule import Phase, phase_at
 
 
@@ -56,7 +56,7 @@ class RunDraws:
         self._draws = draws
         self._G = G
         self._nimg = minibatch.nimg
-        self._reached_layers = G.num_layers - 2 * int(minibatch.phase.lod)
+        self._lod = minibatch.phase.lod
         device = G.w_avg.device
         self._indices = [torch.from_numpy(minibatch.nimg + part).to(device) for part in parts]
 
@@ -80,7 +80,7 @@ class RunDraws:
             self._indices[part],
             first_index=self._nimg,
             z_size=self._G.config.z_size,
-            noise_sizes=self._G.noise_sizes if self._G.config.use_noise else (),
-            reached_layers=self._reached_layers,
-            mixing_prob=self._config.step.mixing_prob if self._G.config.use_styles else 0.0,
+            noise_sides=self._G.noise_sides(self._lod),
+            layers=self._G.layers(self._lod),
+            mixing_prob=self._config.step.mixing_prob,
         )

@@ -5,7 +5,7 @@ import io
 import torch
 
 from pipeline.grids import sheet
-from stylegan.networks.stylegan import Generator
+from stylegan.networks.interface import Generator
 from stylegan.sample import one_hot, sample
 
 COLUMNS, ROWS = 8, 4

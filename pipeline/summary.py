@@ -1,28 +1,29 @@
 """What a configuration means, before anything starts: `--dry-run`."""
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline import config as configs
 from pipeline.config import TrainConfig
 from pipeline.loop import new_state
 from pipeline.minibatches import total_nimg_of
-from stylegan.networks.stylegan import Discriminator, Generator
+from stylegan.networks.interface import Discriminator, DiscriminatorConfig, Generator
 from stylegan.schedule import phases
 
 
 def show(config: TrainConfig, console: Console) -> None:
     """Print the resolved configuration, the schedule and the networks."""
-    import torch
-
     console.print(configs.to_yaml(config), highlight=False, markup=False)
     console.print(schedule_table(config))
     state = new_state(config, torch.device("cpu"))
-    console.print(network_table("G", state.G, generator_rows(state.G)))
-    console.print(network_table("D", state.D, discriminator_rows(state.D)))
+    console.print(network_table("G", state.G))
+    console.print(network_table("D", state.D))
 
 
 def schedule_table(config: TrainConfig) -> Table:
@@ -45,39 +46,63 @@ def schedule_table(config: TrainConfig) -> Table:
     return table
 
 
-def network_table(name: str, network: nn.Module, rows: Iterator[tuple[str, str, int]]) -> Table:
-    """Layers, shapes and parameters of a network."""
-    total = sum(parameter.numel() for parameter in network.parameters())
-    table = Table(title=f"{name}: {total:,} parameters", title_justify="left")
+def network_table(name: str, network: Generator | Discriminator) -> Table:
+    """Layers, output shapes and parameters of a network; heads of all lods among them."""
+    table = Table(title=f"{name}: {_count(network):,} parameters", title_justify="left")
     table.add_column("layer")
     table.add_column("output", justify="right")
     table.add_column("parameters", justify="right")
-    for layer, shape, parameters in rows:
-        table.add_row(layer, shape, f"{parameters:,}")
+    shapes = _output_shapes(network.to("meta"))
+    modules = dict(network.named_modules())
+    for layer, shape in shapes.items():
+        table.add_row(layer, shape, f"{_count(modules[layer]):,}")
     return table
 
 
-def generator_rows(G: Generator) -> Iterator[tuple[str, str, int]]:
-    """From z to the image."""
-    config = G.config
-    yield "mapping", f"n {config.w_size}", _count(G.mapping)
-    for side in config.resolutions():
-        block, head = G.synthesis.blocks[str(side)], G.synthesis.to_rgb[str(side)]
-        yield f"synthesis.blocks.{side}", f"n {config.fmaps(side)} {side} {side}", _count(block)
-        yield f"synthesis.to_rgb.{side}", f"n {config.channels} {side} {side}", _count(head)
+def _output_shapes(network: Generator | Discriminator) -> dict[str, str]:
+    """Of each part, in the order in which images pass through them, at all lods."""
+    config, shapes = network.config, dict[str, str]()
+    n = config.group if isinstance(config, DiscriminatorConfig) else 1
+    labels = torch.zeros(n, config.label_size, device="meta") if config.label_size else None
+    levels = int(math.log2(config.resolution)) - 2 if config.grows else 0
+    with _recorded(network, shapes), torch.no_grad():
+        for level in range(levels + 1):
+            if isinstance(network, Generator):
+                z = torch.zeros(n, network.config.z_size, device="meta")
+                network(z, labels, lod=float(levels - level))
+            else:
+                side = config.resolution >> level
+                images = torch.zeros(n, config.channels, side, side, device="meta")
+                network(images, labels, float(level))
+    return shapes
 
 
-def discriminator_rows(D: Discriminator) -> Iterator[tuple[str, str, int]]:
-    """From the image to the logit."""
-    config = D.config
-    for side in reversed(config.resolutions()):
-        shape = f"n {config.fmaps(side)} {side} {side}"
-        yield f"from_rgb.{side}", shape, _count(D.from_rgb[str(side)])
-        if side > 4:
-            half = side // 2
-            shape = f"n {config.fmaps(half)} {half} {half}"
-            yield f"blocks.{side}", shape, _count(D.blocks[str(side)])
-    yield "tail", f"n {max(config.label_size, 1)}", _count(D.tail)
+@contextmanager
+def _recorded(network: nn.Module, shapes: dict[str, str]) -> Iterator[None]:
+    """Write down what each part of the network puts out."""
+
+    def hook(name: str, output: Tensor) -> None:
+        shapes.setdefault(name, " ".join(["n", *map(str, output.shape[1:])]))
+
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: hook(name, output))
+        for name, module in _parts(network)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Blocks and heads: what is not taken apart any further."""
+    for name, child in module.named_children():
+        container = type(child).forward is nn.Module.forward
+        if name == "synthesis" or container:
+            yield from _parts(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
 
 
 def _count(module: nn.Module) -> int:

@@ -131,8 +131,8 @@ class Draws:
         *,
         first_index: int,
         z_size: int,
-        noise_sizes: Sequence[int],
-        reached_layers: int,
+        noise_sides: Sequence[int],
+        layers: int,
         mixing_prob: float,
     ) -> GeneratorDraws:
         """All that G needs for the images with these indices.
@@ -143,21 +143,18 @@ class Draws:
             first_index: Global index of the first image of the whole minibatch, which keys the
                 one coin and the one cutoff of style mixing.
             z_size: Length of z.
-            noise_sizes: Side of each layer's noise in pixels, all layers of G; empty for none.
-            reached_layers: Layers that the current level reaches, L - 2 floor(lod).
+            noise_sides: Side in pixels of each noise input that the current level reaches.
+            layers: Layers that the current level reaches; with only one nothing is mixed.
             mixing_prob: Probability of style mixing.
         """
         latents = functools.partial(self.normal, step=step, indices=indices, count=z_size)
-        cutoff = reached_layers
-        if mixing_prob > 0:
-            cutoff = self._cutoff(step, first_index, reached_layers, mixing_prob)
+        mixing = mixing_prob > 0 and layers > 1
+        cutoff = self._cutoff(step, first_index, layers, mixing_prob) if mixing else layers
         return GeneratorDraws(
             z=latents(Purpose.Z),
-            z_mix=latents(Purpose.Z_MIX) if mixing_prob > 0 else None,
+            z_mix=latents(Purpose.Z_MIX) if mixing else None,
             cutoff=torch.full_like(indices, cutoff),
-            noise=self.noise(
-                Purpose.NOISE, step=step, indices=indices, sides=noise_sizes[:reached_layers]
-            ),
+            noise=self.noise(Purpose.NOISE, step=step, indices=indices, sides=noise_sides),
         )
 
     def noise(
@@ -190,17 +187,17 @@ class Draws:
         # 53 bits over at most 2^31 samples: the bias is below 2^-22.
         return ((bits[:, 0] << 21) + (bits[:, 1] >> 11)) % samples
 
-    def _cutoff(self, step: int, first_index: int, reached_layers: int, mixing_prob: float) -> int:
-        """One coin and one cutoff in [1, reached_layers) a minibatch, drawn on the host.
+    def _cutoff(self, step: int, first_index: int, layers: int, mixing_prob: float) -> int:
+        """One coin and one cutoff in [1, layers) a minibatch, drawn on the host.
 
-        Without mixing it is `reached_layers`, which no evaluated layer comes up to.
+        Without mixing it is `layers`, which no evaluated layer comes up to.
         """
         first = torch.tensor([first_index])
         coin = self.uniform(Purpose.MIX_COIN, step=step, indices=first, count=1)
-        if float(coin) >= mixing_prob or reached_layers < 2:
-            return reached_layers
+        if float(coin) >= mixing_prob:
+            return layers
         place = self.uniform(Purpose.MIX_CUTOFF, step=step, indices=first, count=1)
-        return 1 + int(float(place) * (reached_layers - 1))
+        return 1 + int(float(place) * (layers - 1))
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:

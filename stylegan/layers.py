@@ -22,9 +22,12 @@ def normal(shape: tuple[int, ...], rng: torch.Generator) -> Float[Tensor, "..."]
     return torch.randn(shape, generator=rng, device=rng.device, dtype=torch.float32)
 
 
-def activate(x: Float[Tensor, "..."], activation: Activation) -> Float[Tensor, "..."]:
-    """Leaky ReLU of slope 0.2, or ReLU."""
-    return leaky_relu(x, 0.2) if activation == "leaky_relu" else relu(x)
+def activate(
+    x: Float[Tensor, "..."], activation: Activation, *, gain: float = 1.0
+) -> Float[Tensor, "..."]:
+    """Leaky ReLU of slope 0.2, or ReLU, times `gain`."""
+    y = leaky_relu(x, 0.2) if activation == "leaky_relu" else relu(x)
+    return y if gain == 1 else y * gain
 
 
 class Equalized(nn.Module):

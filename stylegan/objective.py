@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stylegan import losses
 from stylegan.draws import GeneratorDraws
-from stylegan.networks.stylegan import Discriminator, Generator
+from stylegan.networks.interface import Discriminator, Generator
 
 Adversarial = Literal["logistic_ns", "logistic", "wgan", "hinge"]
 

@@ -20,33 +20,28 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from stylegan.draws import Draws, Purpose
-from stylegan.networks.stylegan import Generator, GeneratorConfig
+from stylegan.networks import family
+from stylegan.networks.interface import Generator, GeneratorConfig
 from stylegan.state import load_network
 
 Noise = Literal["stored", "keyed"]
 
 MAX_SEED = 2**32 - 1
-_KIND = "stylegan"
 _RANGES = {"coarse": (0, 4), "middle": (4, 8), "fine": (8, 2**31)}  # 4-8 px, 16-32 px, 64 px up
 
 
 def describe(config: GeneratorConfig) -> dict[str, Any]:
     """A generator's configuration as JSON holds it; `build` is the way back."""
-    return {"kind": _KIND, "G": asdict(config)}
+    return {"G": asdict(config)}
 
 
 def build(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Generator:
     """A generator from what `describe` gave and its state, ready to sample from.
 
     Raises:
-        ValueError: Another kind of network, or tensors that do not fit it.
+        ValueError: A network of no kind known here, or tensors that do not fit it.
     """
-    if network.get("kind") != _KIND:
-        raise ValueError(
-            f"the network is of kind {network.get('kind')!r}, but this version builds {_KIND!r}; "
-            f"use the version it was trained with"
-        )
-    Gs = Generator(GeneratorConfig(**network["G"]))
+    Gs = family.generator(family.generator_config(network["G"]))
     load_network(Gs, dict(tensors), "generator")
     return Gs.eval().requires_grad_(requires_grad=False)
 
@@ -116,7 +111,7 @@ def styles(
 
 def style_layers(Gs: Generator, name: str) -> range:
     """Layers called coarse (4-8 px), middle (16-32 px), fine (64 px up) or by numbers: 2-5, 7."""
-    count = Gs.num_layers
+    count = Gs.layers()
     numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", name)
     if numbers:
         first, last = int(numbers[1]), int(numbers[2] or numbers[1])
@@ -164,8 +159,8 @@ def mixing_grid(
     Returns:
         The images of the sources B, then for each source A its own image and the mixed ones.
     """
-    if not Gs.config.use_styles:
-        raise ValueError("this network has no styles to mix: it was made with use_styles off")
+    if Gs.layers() == 1:
+        raise ValueError("this network has no styles to mix: all of its layers take the same w")
     rows, columns = (
         styles(
             Gs,
@@ -209,7 +204,7 @@ def _keyed_noise(Gs: Generator, seeds: Sequence[int]) -> list[Float[Tensor, "n 1
     device = Gs.w_avg.device
     first = torch.zeros(1, dtype=torch.int64, device=device)
     each = [
-        Draws(seed=seed).noise(Purpose.EVAL_NOISE, indices=first, sides=Gs.noise_sizes)
+        Draws(seed=seed).noise(Purpose.EVAL_NOISE, indices=first, sides=Gs.noise_sides())
         for seed in seeds
     ]
     return [torch.cat(layer) for layer in zip(*each, strict=True)]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stylegan.networks.stylegan import Discriminator, Generator
+from stylegan.networks.interface import Discriminator, Generator
 from stylegan.optimizer import Adam, OptimizerConfig, named
 from stylegan.schedule import Phase
 

@@ -1,7 +1,5 @@
 """Tiny trained-looking generators for tests, as bundles and as committed checkpoints."""
 
-from dataclasses import asdict
-
 import torch
 
 from pipeline.bundle import Bundle, MetricValue
@@ -50,7 +48,7 @@ def checkpoint(run_url: str, *, nimg: int = 8000, lod: float = 0.0, seed: int = 
     """Committed under `run_url`; the checkpoint and its generator."""
     Gs = generator(seed=seed)
     scalars = {
-        "network": {"kind": "stylegan", "G": asdict(Gs.config)},
+        "network": sample.describe(Gs.config),
         "lod": lod,
         "data_digest": "d" * 64,
         "config_digest": "c" * 64,

@@ -130,8 +130,8 @@ def _generator(draws: Draws, first: int, mixing_prob: float, reached: int = 8):
         torch.arange(first, first + 4),
         first_index=first,
         z_size=8,
-        noise_sizes=(4, 4, 8, 8, 16, 16, 32, 32),
-        reached_layers=reached,
+        noise_sides=(4, 4, 8, 8, 16, 16, 32, 32)[:reached],
+        layers=reached,
         mixing_prob=mixing_prob,
     )
 

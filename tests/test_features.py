@@ -83,7 +83,7 @@ def test_a_fake_is_a_function_of_seed_and_index(checkpoint, data):
     one = fakes_task(checkpoint, data, batches=(range(4, 8),))
     draws, index = Draws(seed=0), torch.arange(12)
     Gs = generator()
-    noise = draws.noise(Purpose.EVAL_NOISE, indices=index, sides=Gs.noise_sizes)
+    noise = draws.noise(Purpose.EVAL_NOISE, indices=index, sides=Gs.noise_sides())
     with torch.no_grad():
         z = draws.normal(Purpose.EVAL_Z, indices=index, count=8)
         expected = Gs.synthesis(Gs.broadcast(Gs.mapping(z)), noise=noise)

@@ -181,8 +181,8 @@ def _draws(G: Generator, *, batch: int, seed: int) -> GeneratorDraws:
     return GeneratorDraws(
         z=torch.randn(batch, G.config.z_size, generator=rng),
         z_mix=None,
-        cutoff=torch.full((batch,), G.num_layers),
-        noise=[torch.randn(batch, 1, side, side, generator=rng) for side in G.noise_sizes],
+        cutoff=torch.full((batch,), G.layers()),
+        noise=[torch.randn(batch, 1, side, side, generator=rng) for side in G.noise_sides()],
     )
 
 
@@ -231,7 +231,7 @@ def test_golden_losses_and_gradients_of_networks(name: str, case: str, lod: floa
     draws = GeneratorDraws(
         z=torch.from_numpy(golden["in/z"]),
         z_mix=None,
-        cutoff=torch.full((n,), G.num_layers),
+        cutoff=torch.full((n,), G.layers()),
         noise=None,
     )
     out = f"out/{case}_lod{lod:g}"

@@ -114,7 +114,7 @@ def test_double_precision_goes_all_the_way_through():
 
 def test_noise_of_layers_that_are_not_reached_may_be_absent():
     G, z = tiny_G(), normal(2, 8)
-    noise = [normal(2, 1, side, side, seed=side) for side in G.noise_sizes]
+    noise = [normal(2, 1, side, side, seed=side) for side in G.noise_sides()]
     ws = G.broadcast(G.mapping(z))
     with torch.no_grad():
         assert torch.equal(
@@ -124,8 +124,8 @@ def test_noise_of_layers_that_are_not_reached_may_be_absent():
 
 
 def test_without_noise_inputs_there_is_nothing_to_draw():
-    assert tiny_G(use_noise=False).noise_sizes == ()
-    assert tiny_G().noise_sizes == (4, 4, 8, 8, 16, 16)
+    assert tiny_G(use_noise=False).noise_sides() == ()
+    assert tiny_G().noise_sides() == (4, 4, 8, 8, 16, 16)
 
 
 def test_truncation_draws_the_first_layers_to_the_mean():
@@ -196,7 +196,7 @@ def test_networks_made_for_labels_refuse_to_go_without():
 
 
 def test_D_refuses_images_of_another_level():
-    with pytest.raises(ValueError, match=r"images of 16 px at lod 1.0, where it takes 8 px"):
+    with pytest.raises(ValueError, match=r"takes \[n, 3, 8, 8\]"):
         tiny_D()(normal(4, 3, 16, 16), None, 1.0)
 
 

@@ -83,7 +83,7 @@ def test_golden_w_truncation_and_mixing(name: str):
         ws = torch.cat([G.broadcast(w)[:n, :cutoff], G.broadcast(w2)[:n, cutoff:]], dim=1)
         assert_close(full_size_images(G, ws), golden[key], TOLERANCE, key)
     for key, match in matching(golden, r"out/img_noise_ge(\d+)"):
-        noise = [G.synthesis.get_buffer(f"noise{layer}") for layer in range(G.num_layers)]
+        noise = [G.synthesis.get_buffer(f"noise{layer}") for layer in range(len(G.noise_sides()))]
         noise = [n * (layer >= int(match[1])) for layer, n in enumerate(noise)]
         ws = G.broadcast(w)[: len(golden[key])]
         assert_close(full_size_images(G, ws, noise=noise), golden[key], TOLERANCE, key)
@@ -99,7 +99,7 @@ def test_golden_images_at_every_lod_and_truncation(name: str):
         if golden[key].dtype == np.uint8:
             continue
         lod, psi, cutoff = float(match[1]), float(match[2]), match[3]
-        layers = G.num_layers if cutoff == "all" else int(cutoff) if cutoff else None
+        layers = G.layers() if cutoff == "all" else int(cutoff) if cutoff else None
         mine = G.truncate(ws[: len(golden[key])], psi=psi, cutoff=layers)
         assert_close(full_size_images(G, mine, lod), golden[key], TOLERANCE, key)
 
@@ -254,10 +254,10 @@ def test_golden_labels(name: str):
 def test_golden_training_images_with_mixing_and_noise_per_image(name: str):
     golden = arrays(name)
     G = generator_of(name)
-    noise = [tensor(golden[f"in/noise{layer}"]) for layer in range(G.num_layers)]
+    noise = [tensor(golden[f"in/noise{layer}"]) for layer in range(len(G.noise_sides()))]
     for key, match in matching(golden, r"out/img_lod([\d.]+)_(mix|nomix)"):
         lod = float(match[1])
-        reached = G.num_layers - 2 * int(lod)
+        reached = G.layers(lod)
         cutoff = _cutoff_of(name, key) if match[2] == "mix" else reached
         n = len(golden["in/z"])
         draws = GeneratorDraws(

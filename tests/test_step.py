@@ -66,8 +66,8 @@ class SplitDraws:
             self.indices[part],
             first_index=0,
             z_size=self.network.config.z_size,
-            noise_sizes=self.network.noise_sizes,
-            reached_layers=self.network.num_layers - 2 * int(self.lod),
+            noise_sides=self.network.noise_sides(self.lod),
+            layers=self.network.layers(self.lod),
             mixing_prob=1.0,
         )
         dtype = self.network.w_avg.dtype

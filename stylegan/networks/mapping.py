@@ -10,16 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stylegan.layers import Activation, Linear, activate, normal, pixel_norm
-from stylegan.networks.growing import GrowingConfig, required
+from stylegan.layers import HE_GAIN, Activation, Linear, activate, normal, pixel_norm
+from stylegan.networks.interface import GeneratorConfig, check_z, required
 
 
 @dataclass(frozen=True, kw_only=True)
-class MappingConfig(GrowingConfig):
+class MappingConfig(GeneratorConfig):
     """Size of z and w, and of what lies between."""
 
-    z_size: int = 512
-    """Components of a latent z."""
     w_size: int = 512
     """Components of an intermediate latent w."""
     mapping_layers: int = 8
@@ -35,7 +33,7 @@ class MappingConfig(GrowingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("z_size", "w_size", "mapping_width"):
+        for key in ("w_size", "mapping_width"):
             self._at_least(key, 1)
         self._at_least("mapping_layers", 0)
         if self.mapping_lr_multiplier <= 0:
@@ -58,17 +56,28 @@ class MappingConfig(GrowingConfig):
 class Mapping(nn.ModuleList):
     """z and a label to w."""
 
-    def __init__(self, config: MappingConfig, rng: torch.Generator) -> None:
+    def __init__(
+        self,
+        config: MappingConfig,
+        rng: torch.Generator,
+        *,
+        gain: float = HE_GAIN,
+        activation_gain: float = 1.0,
+        use_wscale: bool = True,
+    ) -> None:
+        """Where He's factor stands: in the weights (`gain`), or behind each activation."""
         super().__init__()
         self.config = config
+        self.activation_gain = activation_gain
         sizes = [config.mapping_input, *[config.mapping_width] * (config.mapping_layers - 1)]
         sizes = [*sizes[: config.mapping_layers], config.w_size]
         for i, o in itertools.pairwise(sizes):
             layer = Linear(
                 (o, i),
                 rng=rng,
+                gain=gain,
                 lr_multiplier=config.mapping_lr_multiplier,
-                use_wscale=config.use_wscale,
+                use_wscale=use_wscale,
             )
             self.append(layer)
         if config.label_size:
@@ -77,6 +86,7 @@ class Mapping(nn.ModuleList):
     def forward(
         self, z: Float[Tensor, "n z_size"], labels: Float[Tensor, "n d"] | None = None
     ) -> Float[Tensor, "n w_size"]:
+        check_z(z, self.config)
         x = z
         if self.config.label_size:
             embedded = required(labels, self.config).to(z.dtype) @ self.label_weight
@@ -84,5 +94,5 @@ class Mapping(nn.ModuleList):
         if self.config.normalize_z:
             x = pixel_norm(x)
         for layer in self:
-            x = activate(layer(x), self.config.mapping_activation)
+            x = activate(layer(x), self.config.mapping_activation, gain=self.activation_gain)
         return x

@@ -6,7 +6,7 @@ fades that level in. Blocks are named by their side: `synthesis.blocks.8.conv0.w
 Legend: n images, c h w, l layers, d label components.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +26,9 @@ from stylegan.layers import (
     normal,
     pixel_norm,
 )
-from stylegan.networks.growing import GrowingConfig, required
+from stylegan.networks import interface
+from stylegan.networks.growing import GrowingConfig, GrowingDiscriminatorConfig
+from stylegan.networks.interface import check_images, parameters, required
 from stylegan.networks.mapping import Mapping, MappingConfig
 from stylegan.resample import Blur, blocky_up, box_down
 
@@ -34,9 +36,30 @@ _FUSED_FROM_PX = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorConfig(MappingConfig):
+class _Switches(GrowingConfig):
+    """Of both networks."""
+
+    blur: Sequence[int] = (1, 2, 1)
+    """Taps of the low-pass filter beside each resampling; [] = no filter."""
+    use_wscale: bool = True
+    """Equalized learning rate."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "blur", tuple(self.blur))  # YAML and JSON give lists
+        if self.blur and (sum(self.blur) == 0 or self.blur != self.blur[::-1]):
+            raise ValueError(
+                f"{self.name}.blur is {list(self.blur)}; taps must be symmetric and not sum to 0: "
+                "choose [1, 2, 1], or [] for none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(MappingConfig, _Switches):
     """Size and switches of G (Karras et al. 2019, Sections 2 and 3, Tables 1 and 4)."""
 
+    kind: Literal["stylegan"] = "stylegan"
+    """The paper."""
     const_input: bool = True
     """A learned 4x4 constant as first layer; off = a dense layer from w."""
     use_styles: bool = True
@@ -49,6 +72,14 @@ class GeneratorConfig(MappingConfig):
     """Normalize the features of each pixel, as Progressive GAN does."""
     fused_scale: Literal["auto", "always", "never"] = "auto"
     """Which blocks store their first kernel flipped, as official weights do: `auto` from 128 px."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.const_input and not self.use_styles:
+            raise ValueError(
+                "G.const_input is on and G.use_styles off, so that no latent enters G at all; "
+                "set G.const_input=false or G.use_styles=true"
+            )
 
     def fused(self, resolution: int) -> bool:
         """Whether the block of `resolution` stores its first kernel flipped."""
@@ -149,9 +180,8 @@ class Synthesis(nn.Module):
             shape, use_wscale = (config.channels, config.fmaps(resolution), 1, 1), config.use_wscale
             self.blocks[str(resolution)] = SynthesisBlock(resolution, config, blur, rng)
             self.to_rgb[str(resolution)] = Conv(shape, rng=rng, gain=1.0, use_wscale=use_wscale)
-        sides = [side for side in config.resolutions() for _ in range(2)]
-        self.noise_sizes: tuple[int, ...] = tuple(sides) if config.use_noise else ()
-        for layer, side in enumerate(self.noise_sizes):
+        sides = [side for side in config.resolutions() for _ in range(2)] * config.use_noise
+        for layer, side in enumerate(sides):
             self.register_buffer(f"noise{layer}", normal((1, 1, side, side), rng))
 
     def forward(
@@ -168,14 +198,17 @@ class Synthesis(nn.Module):
             noise: [n 1 h w] per layer that `lod` reaches; None = the stored noise.
             lod: Level of detail; 0 = full resolution.
         """
-        if noise is None:
-            noise = [self.get_buffer(f"noise{layer}") for layer in range(len(self.noise_sizes))]
+        resolutions = self.config.resolutions(lod)
+        if not self.config.use_noise:
+            noise = None
+        elif noise is None:
+            noise = [self.get_buffer(f"noise{i}") for i in range(2 * len(resolutions))]
         x: Tensor | None = None
         previous: Tensor | None = None
-        for index, resolution in enumerate(self.config.resolutions(lod)):
+        for index, resolution in enumerate(resolutions):
             layers = (2 * index, 2 * index + 1)
             w = [ws[:, min(layer, ws.shape[1] - 1)] for layer in layers]
-            maps = [noise[layer] if self.noise_sizes else None for layer in layers]
+            maps = [None if noise is None else noise[layer] for layer in layers]
             previous, x = x, self.blocks[str(resolution)](x, w, maps)
 
         # Fade between the images of two levels.
@@ -187,81 +220,43 @@ class Synthesis(nn.Module):
         return images
 
 
-class Generator(nn.Module):
-    """StyleGAN's G: `mapping` (z to w), `broadcast`, `truncate`, `synthesis` (ws to images)."""
+class Generator(interface.Generator):
+    """StyleGAN's G."""
 
-    w_avg: Tensor
+    config: GeneratorConfig
+    mapping: Mapping
+    synthesis: Synthesis
 
     def __init__(self, config: GeneratorConfig, *, seed: int = 0) -> None:
         """Initial weights are a function of `config` and `seed` alone."""
-        super().__init__()
+        super().__init__(config, w_size=config.w_size)
         rng = torch.Generator("cpu").manual_seed(seed)
-        self.config = config
-        self.mapping = Mapping(config, rng)
+        self.mapping = Mapping(config, rng, use_wscale=config.use_wscale)
         self.synthesis = Synthesis(config, rng)
-        self.num_layers = 2 * len(config.resolutions())
-        self.noise_sizes = self.synthesis.noise_sizes
-        """Side of each layer's noise in pixels; empty without noise inputs."""
-        self.register_buffer("w_avg", torch.zeros(config.w_size))
 
-    def broadcast(self, w: Float[Tensor, "n w_size"]) -> Float[Tensor, "n l w_size"]:
-        """The same w for every layer; without styles there is only one."""
-        layers = self.num_layers if self.config.use_styles else 1
-        return w[:, None].expand(-1, layers, -1)
+    def layers(self, lod: float = 0.0) -> int:
+        """Rows of `ws` that images of `lod` depend on; 1 without styles."""
+        return 2 * len(self.config.resolutions(lod)) if self.config.use_styles else 1
 
-    def truncate(
-        self, ws: Float[Tensor, "n l w_size"], *, psi: float, cutoff: int | None
-    ) -> Float[Tensor, "n l w_size"]:
-        """Draw the first layers towards the mean w (Karras et al. 2019, Appendix B).
-
-        Args:
-            ws: One w per layer.
-            psi: 1 = unchanged, 0 = the mean.
-            cutoff: How many layers, counted from the coarsest; None = none of them.
-        """
-        if cutoff is None or psi == 1:
-            return ws
-        truncated = torch.lerp(self.w_avg, ws[:, :cutoff], psi)
-        return torch.cat([truncated, ws[:, cutoff:]], dim=1)
-
-    def forward(
-        self,
-        z: Float[Tensor, "n z_size"],
-        labels: Float[Tensor, "n d"] | None = None,
-        *,
-        noise: Sequence[Tensor] | None = None,
-        lod: float = 0.0,
-    ) -> Float[Tensor, "n c h w"]:
-        images: Tensor = self.synthesis(
-            self.broadcast(self.mapping(z, labels)), noise=noise, lod=lod
-        )
-        return images
+    def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
+        """Side in pixels of each noise input of `lod`; none without noise."""
+        if not self.config.use_noise:
+            return ()
+        return tuple(side for side in self.config.resolutions(lod) for _ in range(2))
 
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in images of `lod`."""
         blocks = [self.synthesis.blocks[str(side)] for side in self.config.resolutions(lod)]
         heads = [self.synthesis.to_rgb[str(side)] for side in self.config.heads(lod)]
-        return _parameters([self.mapping, *blocks, *heads])
+        return parameters([self.mapping, *blocks, *heads])
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig(GrowingConfig):
+class DiscriminatorConfig(GrowingDiscriminatorConfig, _Switches):
     """Size and switches of D (Karras et al. 2018, Appendix A; 2019, Appendix C)."""
 
-    mbstd_group: int = 4
-    """Images per minibatch-stddev group; 0 or 1 = none."""
-    mbstd_features: int = 1
-    """Feature maps of minibatch stddev."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least("mbstd_group", 0)
-        self._at_least("mbstd_features", 1)
-        if self.fmaps(4) % self.mbstd_features:
-            raise ValueError(
-                f"D.mbstd_features is {self.mbstd_features}; it must divide the {self.fmaps(4)} "
-                "feature maps of the 4 px layer: choose 1"
-            )
+    kind: Literal["stylegan"] = "stylegan"
+    """The paper."""
 
 
 class DiscriminatorBlock(nn.Module):
@@ -307,14 +302,15 @@ class DiscriminatorTail(nn.Module):
         return outputs
 
 
-class Discriminator(nn.Module):
+class Discriminator(interface.Discriminator):
     """StyleGAN's D: images at the native size of `lod` to logits."""
+
+    config: DiscriminatorConfig
 
     def __init__(self, config: DiscriminatorConfig, *, seed: int = 0) -> None:
         """Initial weights are a function of `config` and `seed` alone."""
-        super().__init__()
+        super().__init__(config)
         rng = torch.Generator("cpu").manual_seed(seed)
-        self.config = config
         blur = Blur(config.blur) if config.blur else None
         self.from_rgb = nn.ModuleDict()
         self.blocks = nn.ModuleDict()
@@ -330,13 +326,12 @@ class Discriminator(nn.Module):
         images: Float[Tensor, "n c h w"],
         labels: Float[Tensor, "n d"] | None = None,
         lod: float = 0.0,
+        *,
+        dropout: Tensor | None = None,
     ) -> Float[Tensor, "n 1"]:
+        """Logits; there is no dropout."""
         *coarse, fine = self.config.heads(lod)
-        if images.shape[-1] != fine:
-            raise ValueError(
-                f"D got images of {images.shape[-1]} px at lod {lod}, where it takes {fine} px; "
-                "pass images of the level floor(lod)"
-            )
+        check_images(images, fine, self.config)
         x = self._from_rgb(images, fine)
         for resolution in reversed(self.config.resolutions(lod)[1:]):
             x = self.blocks[str(resolution)](x)
@@ -357,8 +352,4 @@ class Discriminator(nn.Module):
         """Parameters that take part in logits of `lod`."""
         heads = [self.from_rgb[str(side)] for side in self.config.heads(lod)]
         blocks = [self.blocks[str(side)] for side in self.config.resolutions(lod)[1:]]
-        return _parameters([*heads, *blocks, self.tail])
-
-
-def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [parameter for module in modules for parameter in module.parameters()]
+        return parameters([*heads, *blocks, self.tail])

@@ -1,0 +1,43 @@
+"""All networks by kind: from a configuration to the network it describes."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from stylegan.networks import interface, pggan, stylegan
+
+KINDS: dict[str, ModuleType] = {"pggan": pggan, "stylegan": stylegan}
+"""One module a paper, each with GeneratorConfig, Generator, DiscriminatorConfig, Discriminator."""
+
+GeneratorConfig = pggan.GeneratorConfig | stylegan.GeneratorConfig
+DiscriminatorConfig = pggan.DiscriminatorConfig | stylegan.DiscriminatorConfig
+
+
+def generator_config(options: Mapping[str, Any]) -> interface.GeneratorConfig:
+    """A generator's configuration from its fields, `kind` among them.
+
+    Raises:
+        ValueError: The kind is unknown.
+    """
+    config: interface.GeneratorConfig = _module(options.get("kind")).GeneratorConfig(**options)
+    return config
+
+
+def generator(config: interface.GeneratorConfig, *, seed: int = 0) -> interface.Generator:
+    """A generator with initial weights, a function of `config` and `seed` alone."""
+    G: interface.Generator = _module(config.kind).Generator(config, seed=seed)
+    return G
+
+
+def discriminator(
+    config: interface.DiscriminatorConfig, *, seed: int = 0
+) -> interface.Discriminator:
+    """A discriminator with initial weights, a function of `config` and `seed` alone."""
+    D: interface.Discriminator = _module(config.kind).Discriminator(config, seed=seed)
+    return D
+
+
+def _module(kind: Any) -> ModuleType:
+    if kind not in KINDS:
+        raise ValueError(f"the network is of kind {kind!r}; this version builds {', '.join(KINDS)}")
+    return KINDS[kind]
