@@ -23,6 +23,7 @@ from data_prep.manifest import Manifest
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.loader import LoaderConfig
 from pipeline.measure import EvaluationConfig
+from pipeline.names import check_alias, check_name
 from pipeline.tracking import TrackingConfig, flatten
 from stylegan.draws import Draws
 from stylegan.networks import family
@@ -74,7 +75,13 @@ class RegistryConfig:
     name: str = ""
     """Name of the registered model; empty for the run's name."""
     alias: str = "champion"
-    """Alias that moves to a version only if it is better, like for like."""
+    """Alias that moves to a version only if it is better, like for like; empty for none."""
+
+    def __post_init__(self) -> None:
+        if self.name:
+            check_name(self.name, "registry.name")
+        if self.alias:
+            check_alias(self.alias, "registry.alias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +134,8 @@ class TrainConfig:
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
+        if not self.registry.name:
+            check_name(self.name, "name")
         for key in ("workers", "threads_per_worker"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; choose at least 1")

@@ -5,6 +5,8 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +50,12 @@ def check_uri(uri: str) -> None:
         )
 
 
-def connect(uri: str) -> "MlflowClient":
+def connect(uri: str, *, create: bool = True) -> "MlflowClient":
     """A client of the tracking server at `uri`, which has answered.
+
+    Args:
+        uri: Tracking URI.
+        create: Make the file of a SQLite URI if there is none; False for who only reads.
 
     Raises:
         TrackingError: It does not answer within 10 seconds, or does not serve us.
@@ -58,8 +64,14 @@ def connect(uri: str) -> "MlflowClient":
     check_uri(uri)
     if uri.startswith(("http://", "https://")):
         _probe(uri)
+    local = uri.startswith("sqlite:///")
+    if local and not create and not _sqlite_file(uri).is_file():
+        raise TrackingError(
+            f"MLflow's file {_sqlite_file(uri).absolute()} does not exist; correct {uri}, or name "
+            f"the mlflow.db of a run's folder"
+        )
     try:
-        if uri.startswith("sqlite:///"):
+        if local:
             sqlite_folder(uri).mkdir(parents=True, exist_ok=True)
         client = make_client(uri)
         client.search_experiments(max_results=1)
@@ -83,7 +95,26 @@ def make_client(uri: str) -> "MlflowClient":
 
 def sqlite_folder(uri: str) -> Path:
     """Folder of the file of a SQLite URI."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent
+    return _sqlite_file(uri).parent
+
+
+@contextmanager
+def asking(uri: str, what: str) -> Iterator[None]:
+    """Turn what a call of MLflow raises into a `TrackingError`.
+
+    Args:
+        uri: Of the server.
+        what: What it is asked to do, for the message.
+    """
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as err:  # its own, those of its artifact stores, of databases, of connections
+        raise TrackingError(
+            f"MLflow at {uri} failed to {what}: {first_line(err)}; see to it and run the same "
+            f"command again"
+        ) from err
 
 
 def is_lasting(err: Exception) -> bool:
@@ -95,6 +126,10 @@ def first_line(err: Exception) -> str:
     """What an error says, in one line."""
     lines = str(err).strip().splitlines()
     return f"{type(err).__name__}: {lines[0][:300]}" if lines else type(err).__name__
+
+
+def _sqlite_file(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0])
 
 
 def _probe(uri: str) -> None:

@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,8 @@ from data_prep.manifest import DigestError
 from pipeline import bundle as bundles
 from pipeline import packaging
 from pipeline.bundle import Bundle, MetricValue
-from pipeline.mlflow_client import TrackingError, connect, first_line
+from pipeline.mlflow_client import TrackingError, asking, connect, first_line
+from pipeline.names import check_alias, check_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,28 +74,32 @@ def register(
         decide_by: Name in `bundle.metrics`.
 
     Raises:
-        TrackingError: MLflow does not answer.
+        TrackingError: MLflow does not answer, or refuses.
         ValueError: The weights do not fit the network, a name is not allowed, ...
     """
+    check_name(name)
+    if alias:
+        check_alias(alias)
     if alias and decide_by and decide_by not in bundle.metrics:
         raise ValueError(
             f"the alias {alias!r} is decided by {decide_by}, which was not measured; choose from "
             f"{', '.join(bundle.metrics) or 'no metric at all'}"
         )
-    if re.search(r"[@/:%]", name) or not name.strip():
-        raise ValueError(f"registered model name {name!r} must not be empty or contain @ / : %")
     client = connect(uri)
     with tempfile.TemporaryDirectory(prefix="register-") as scratch:
         grid = bundle.grid or packaging.draw_grid(bundle)
         anchor = bundles.write(bundle, Path(scratch, "files"), grid=grid)
         model = packaging.save_model(bundle, Path(scratch))
-        model_id = _upload(client, model, bundle, run_id=run_id, name=name)
-    version = _create_version(client, bundle, name=name, model_id=model_id, anchor=anchor)
+        with asking(uri, f"take the files of {name}"):
+            model_id = _upload(client, model, bundle, run_id=run_id, name=name)
+    with asking(uri, f"make a version of {name}"):
+        version = _create_version(client, bundle, name=name, model_id=model_id, anchor=anchor)
     moved, reason = False, "no alias was asked for"
     if alias:
         moved, reason = _decide(client, bundle, name=name, alias=alias, decide_by=decide_by)
         if moved:
-            client.set_registered_model_alias(name, alias, str(version))
+            with asking(uri, f"move {alias} to version {version} of {name}"):
+                client.set_registered_model_alias(name, alias, str(version))
         logger.info("%s version %d: %s", name, version, reason)
     return Registered(name=name, version=version, alias=alias, alias_moved=moved, reason=reason)
 
@@ -114,7 +119,7 @@ def pull(model: str, folder: Path, *, uri: str) -> Path:
         RegistryError: There is no such version.
         TrackingError: MLflow does not answer.
     """
-    client = connect(uri)
+    client = connect(uri, create=False)
     version = _find(client, model, uri)
     anchor = (version.tags or {}).get(ANCHOR)
     if not anchor:
@@ -140,23 +145,35 @@ def pull(model: str, folder: Path, *, uri: str) -> Path:
 
 def list_versions(uri: str) -> list[dict[str, Any]]:
     """All versions of all models, newest first: name, version, aliases and tags."""
-    client = connect(uri)
-    rows = []
-    for model in client.search_registered_models():
-        aliases: dict[str, list[str]] = {}
+    client = connect(uri, create=False)
+    with asking(uri, "list its models"):
+        models = list(_paged(client.search_registered_models))
+        versions = list(_paged(client.search_model_versions))
+    aliases: dict[tuple[str, str], list[str]] = {}
+    for model in models:
         for alias, number in model.aliases.items():
-            aliases.setdefault(str(number), []).append(alias)
-        versions = client.search_model_versions(f"name = '{model.name}'")
-        rows += [
-            {
-                "name": model.name,
-                "version": int(version.version),
-                "aliases": aliases.get(str(version.version), []),
-                "tags": dict(version.tags or {}),
-            }
-            for version in sorted(versions, key=lambda v: int(v.version), reverse=True)
-        ]
-    return rows
+            aliases.setdefault((model.name, str(number)), []).append(alias)
+    rows = [
+        {
+            "name": version.name,
+            "version": int(version.version),
+            "aliases": aliases.get((version.name, str(version.version)), []),
+            "tags": dict(version.tags or {}),
+        }
+        for version in versions
+    ]
+    return sorted(rows, key=lambda row: (row["name"], -row["version"]))
+
+
+def _paged(search: Callable[..., Any]) -> Iterator[Any]:
+    """All that a search of MLflow finds, which comes in pages."""
+    token: str | None = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _upload(client: "MlflowClient", model: Path, bundle: Bundle, *, run_id: str, name: str) -> str:
@@ -222,7 +239,7 @@ def _decide(
     client: "MlflowClient", bundle: Bundle, *, name: str, alias: str, decide_by: str
 ) -> tuple[bool, str]:
     """Whether the alias moves to the new version, and why."""
-    holder = _by_alias(client, name, alias)
+    holder = _found(client.get_model_version_by_alias, name, alias)
     if holder is None:
         return True, f"{alias} is new and names this version"
     kept = f"{alias} stays with version {holder.version}"
@@ -258,8 +275,8 @@ def _download(client: "MlflowClient", version: "ModelVersion", name: str, folder
     from mlflow.artifacts import download_artifacts
 
     source = f"{version.name}/{version.version}/artifacts/{name}"
-    base = client.get_model_version_download_uri(version.name, str(version.version))
     try:
+        base = client.get_model_version_download_uri(version.name, str(version.version))
         got = download_artifacts(
             artifact_uri=f"{base.rstrip('/')}/artifacts/{name}",
             dst_path=str(folder),
@@ -280,10 +297,9 @@ def _find(client: "MlflowClient", model: str, uri: str) -> "ModelVersion":
         raise RegistryError(f"model is {model!r}; write it as NAME@ALIAS or NAME/VERSION")
     version = None
     if parts["alias"]:
-        version = _by_alias(client, parts["name"], parts["alias"])
+        version = _found(client.get_model_version_by_alias, parts["name"], parts["alias"])
     else:
-        found = client.search_model_versions(f"name = '{parts['name']}'")
-        version = next((v for v in found if str(v.version) == parts["version"]), None)
+        version = _found(client.get_model_version, parts["name"], parts["version"])
     if version is None:
         # Those of this name first, then those with an alias.
         rows = list_versions(uri)
@@ -296,11 +312,12 @@ def _find(client: "MlflowClient", model: str, uri: str) -> "ModelVersion":
     return version
 
 
-def _by_alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":
+def _found(get: Callable[..., "ModelVersion"], name: str, which: str) -> "ModelVersion | None":
+    """What a call of MLflow gets for a model and an alias or a number; None if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_model_version_by_alias(name, alias)
+        return get(name, which)
     except MlflowException as err:
         if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None

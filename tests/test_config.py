@@ -130,6 +130,10 @@ WRONG = [
     ("loss.r1_gamma", "write dotted.key=value"),
     ("loss.r1_gamma.x=1", "r1_gamma"),
     ("name={", "is not YAML"),
+    ("name=faces.v2", "^name is 'faces.v2', which cannot name a registered model; use letters"),
+    ("registry.name=a/b", "^registry.name is 'a/b', which cannot name a registered model"),
+    ("registry.alias=v1", "^registry.alias is 'v1', which MLflow keeps for itself"),
+    ("registry.alias=bad alias", "^registry.alias is 'bad alias'; use letters"),
 ]
 
 
@@ -138,6 +142,11 @@ def test_a_wrong_option_ends_with_one_sentence_that_names_it(override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         configs.load("ffhq-256", [*GIVEN, override])
     assert "\n" not in str(caught.value)
+
+
+def test_the_name_of_a_run_is_free_where_the_registry_has_one_of_its_own():
+    config = configs.load("ffhq-256", [*GIVEN, "name=faces.v2", "registry.name=faces"])
+    assert (config.name, config.registry.name) == ("faces.v2", "faces")
 
 
 def test_a_missing_option_is_named():

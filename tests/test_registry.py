@@ -15,7 +15,8 @@ from data_prep.manifest import DigestError
 from pipeline import bundle as bundles
 from pipeline import registry
 from pipeline.bundle import MetricValue
-from pipeline.mlflow_client import connect
+from pipeline.mlflow_client import TrackingError, connect
+from pipeline.names import check_alias, check_name
 from pipeline.registry import RegistryError, pull, register
 from pipeline.tracking import Tracker, TrackingConfig
 from stylegan import sample
@@ -228,8 +229,81 @@ def test_what_cannot_be_decided_is_refused_before_anything_is_registered(registe
     bundle.metrics.clear()
     with pytest.raises(ValueError, match="alias 'champion' is decided by fid300, which was not"):
         registered(bundle, "undecided", alias="champion")
-    with pytest.raises(ValueError, match="registered model name 'a@b'"):
-        registered(bundle, "a@b")
+
+
+BAD_NAMES = ["", " ", "faces.v2", "a/b", "a:b", "it's", 'a"b', "50%", "a@b", "a\n", " a", "n" * 201]
+BAD_ALIASES = ["bad alias", "a.b", "a@b", "latest", "LATEST", "v1", "V20", "a" * 256, "a\n"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_mlflow_refuses_is_refused_before_it_is_asked(name, tmp_path):
+    options = {"uri": f"sqlite:///{tmp_path}/new/mlflow.db", "run_id": "none"}
+    with pytest.raises(
+        ValueError, match=r"^model name is .*, which cannot name a registered model"
+    ):
+        register(generators.bundle(), name=name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("alias", BAD_ALIASES)
+def test_an_alias_that_mlflow_refuses_is_refused_before_it_is_asked(alias, tmp_path):
+    options = {"uri": f"sqlite:///{tmp_path}/new/mlflow.db", "run_id": "none"}
+    with pytest.raises(ValueError, match=r"^alias is "):
+        register(generators.bundle(), name="faces", alias=alias, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a", "ffhq-256", "My faces_2", "größe", "-".join("a" * 100)])
+def test_a_name_that_is_allowed_is_allowed_by_both_rules_of_mlflow(name):
+    from mlflow.utils import validation
+
+    check_name(name)
+    validation._validate_model_name(name)
+    validation._validate_logged_model_name(name)
+
+
+@pytest.mark.parametrize("alias", ["champion", "v", "v1a", "latest-2", "a" * 255])
+def test_an_alias_that_is_allowed_is_allowed_by_mlflow(alias):
+    from mlflow.utils import validation
+
+    check_alias(alias)
+    validation._validate_model_alias_name(alias)
+    validation._validate_model_alias_name_reserved(alias)
+
+
+def test_what_mlflow_refuses_is_said_in_one_sentence(sqlite_uri, run_of):
+    run_of(sqlite_uri)
+    with pytest.raises(TrackingError, match=r"failed to take the files of faces: .*not found; see"):
+        register(generators.bundle(), uri=sqlite_uri, run_id="0" * 32, name="faces")
+
+
+def test_a_version_that_no_name_could_have_is_not_there(registered, sqlite_uri, tmp_path):
+    registered(generators.bundle(), "quoted")
+    connect(sqlite_uri).create_registered_model("it's")  # by somebody else
+    for model in ("it's/1", "it's@champion", "it's all/1", "../1"):
+        with pytest.raises(RegistryError, match=r"(has no|write it as) "):
+            pull(model, tmp_path / "pulled", uri=sqlite_uri)
+    assert "quoted" in {row["name"] for row in registry.list_versions(sqlite_uri)}
+
+
+def test_models_beyond_the_first_page_of_mlflow_are_listed_with_their_aliases(
+    registered, sqlite_uri
+):
+    client = connect(sqlite_uri)
+    for number in range(100):
+        client.create_registered_model(f"page-{number}")
+    registered(generators.bundle(), "page-last", alias="champion")
+
+    rows = registry.list_versions(sqlite_uri)
+    assert [row["aliases"] for row in rows if row["name"] == "page-last"] == [["champion"]]
+
+
+@pytest.mark.parametrize("argv", [["list"], ["pull", "faces/1", "pulled"]])
+def test_a_mistyped_registry_is_named_and_not_made(argv, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert registry.main([*argv, "--tracking-uri", "sqlite:///rnu/mlflow.db"]) == 1
+    assert f"MLflow's file {tmp_path}/rnu/mlflow.db does not exist" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bundle_of_a_checkpoint_knows_where_it_comes_from(tmp_path):
