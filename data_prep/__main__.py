@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     shard = commands.add_parser("shard", help="images -> an indexed WebDataset with all levels")
-    shard.add_argument("source", type=Path, help="folder (with subfolders), .zip or .tar(.gz)")
+    shard.add_argument("source", help="folder (with subfolders), .zip or .tar(.gz)")
     shard.add_argument("dest", help="folder or URL of the data set")
     shard.add_argument("--resolution", type=int, required=True, help="full level in px, 2^n")
     shard.add_argument(
@@ -103,10 +103,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(options: argparse.Namespace) -> JobConfig:
-    if "://" in str(options.source) or ":/" in str(options.source):
+    if not options.source.strip():
+        raise ValueError("SOURCE is empty; name a folder, a zip or a tar")
+    if "://" in options.source:
         raise ValueError(f"source {options.source} is a URL; copy it to this machine first")
     return JobConfig(
-        source=options.source,
+        source=Path(options.source),
         dest=options.dest,
         image=ImageConfig(
             resolution=options.resolution, crop=options.crop, background=options.background

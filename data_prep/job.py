@@ -52,7 +52,7 @@ class JobConfig:
     """URL of the data set's folder."""
     image: ImageConfig
     name: str = ""
-    """Name of the data set; the last component of `dest` if empty."""
+    """Name of the data set; the last component of `dest` if empty, or the one it has."""
     samples_per_shard: int = 0
     """0: 1024 up to 256 px, 256 above."""
     workers: int = 1
@@ -63,6 +63,7 @@ class JobConfig:
     """Images that may be left out."""
 
     def __post_init__(self) -> None:
+        _check_dest(self.dest)
         resolutions(self.image.resolution)
         if self.samples_per_shard == 0:
             usual = 1024 if self.image.resolution <= 256 else 256
@@ -72,8 +73,6 @@ class JobConfig:
                 f"samples per shard ({self.samples_per_shard}) and workers ({self.workers}) must "
                 f"be at least 1, max-bad ({self.max_bad}) at least 0"
             )
-        if not self.name:
-            object.__setattr__(self, "name", self.dest.rstrip("/").rsplit("/", 1)[-1])
 
     def parameters(self) -> dict[str, Any]:
         """What the data set's bytes follow from, but for the images."""
@@ -242,6 +241,15 @@ class _Rounds:
             )
 
 
+def _check_dest(dest: str) -> None:
+    if not dest.strip():
+        raise ValueError("DEST is empty; name a folder or a URL such as s3://bucket/pictures")
+    if dest.startswith("memory://"):
+        raise ValueError(f"DEST {dest} would be gone with this process; choose a folder or a store")
+    if dest.endswith(".json"):
+        raise ValueError(f"DEST {dest} is to be a folder; choose a name that ends otherwise")
+
+
 def _quarantine_url(dest: str) -> str:
     return storage.join(dest, "quarantine.json")
 
@@ -261,7 +269,7 @@ def _claim(config: JobConfig, listing: Listing) -> Manifest | None:
     Raises:
         ValueError: Another data set is there.
     """
-    rows = [[entry.name, entry.size] for entry in listing.entries]
+    rows = [[entry.name, entry.size, entry.stamp] for entry in listing.entries]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     job = {"format": 1, "parameters": config.parameters(), "listing_sha256": digest}
     url = storage.join(config.dest, "job.json")
@@ -284,15 +292,24 @@ def _claim(config: JobConfig, listing: Listing) -> Manifest | None:
         if earlier is None:
             raise ValueError(f"{config.dest} holds another data set; {remedy}")
         if earlier["listing_sha256"] != digest:
-            raise ValueError(f"{config.dest} was made from other images; {remedy}")
-        return Manifest.load(config.dest)
+            raise ValueError(
+                f"{config.dest} was made from other images, or they were written again since "
+                f"(names, sizes or times of change differ); {remedy}"
+            )
+        manifest = Manifest.load(config.dest)
+        if config.name not in ("", manifest.name):
+            raise ValueError(
+                f"{config.dest} is complete and its name is {manifest.name}, not {config.name}; "
+                f"leave --name out, or {remedy}"
+            )
+        return manifest
     storage.write_atomic(url, (json.dumps(job, indent=1) + "\n").encode())
     return None
 
 
 def _manifest(config: JobConfig, results: list[ShardResult], classes: int | None) -> Manifest:
     return Manifest(
-        name=config.name,
+        name=config.name or config.dest.rstrip("/").rsplit("/", 1)[-1],
         samples=sum(result.images for result in results),
         resolution=config.image.resolution,
         channels=3,

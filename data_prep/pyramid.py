@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SMALLEST_PX = 4
+LARGEST_PX = 16384
+"""One image at this size takes gigabytes in the making of its levels."""
 LARGEST_RAW_PX = 8
 """Levels up to this one are stored as .npy: a PNG of 8x8 is no smaller and slower to read."""
 PNG_COMPRESS_LEVEL = 1
@@ -23,11 +25,11 @@ def resolutions(resolution: int) -> list[int]:
     """Widths of all levels of a data set, 4 px first.
 
     Raises:
-        ValueError: `resolution` is not a power of two from 4 on.
+        ValueError: `resolution` is not a power of two in this range.
     """
-    if resolution < SMALLEST_PX or resolution & (resolution - 1):
+    if not SMALLEST_PX <= resolution <= LARGEST_PX or resolution & (resolution - 1):
         raise ValueError(
-            f"resolution {resolution} is not a power of two from {SMALLEST_PX} on; "
+            f"resolution {resolution} is not a power of two from {SMALLEST_PX} to {LARGEST_PX}; "
             f"choose from 4, 8, 16, 32, 64, 128, 256, 512, 1024, …"
         )
     return [2**log2 for log2 in range(2, resolution.bit_length())]

@@ -58,7 +58,7 @@ class ShardTask:
 
     def key(self, image: ImageConfig) -> str:
         """Fingerprint of all that the bytes of the shard follow from."""
-        rows = [[entry.name, entry.size] for entry in self.entries]
+        rows = [[entry.name, entry.size, entry.stamp] for entry in self.entries]
         content = [asdict(image), self.number, self.first_sample, rows, self.labels]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

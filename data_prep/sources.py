@@ -42,6 +42,8 @@ class Entry:
     """Path inside the source, with forward slashes."""
     size: int
     """Bytes."""
+    stamp: int | float = 0
+    """Tells changed bytes: time of change (ns of a file, s in a tar), or CRC-32 (in a zip)."""
     offset: int = 0
     """First byte in a tar."""
     refused: str = ""
@@ -118,6 +120,8 @@ def list_source(path: Path, scratch: Path) -> Listing:
         if tarfile.is_tarfile(path):
             plain = _unpacked(path, scratch / "source.tar")
             return _listing(_archive("tar", plain), _tar_members(plain))
+        if _begins_as_zip(path):
+            raise SourceError(f"source {path} is damaged: a zip whose end is missing; get it again")
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError) as err:
         raise SourceError(f"source {path} is damaged: {err}") from err
     except OSError as err:
@@ -159,7 +163,9 @@ def _listing(source: Source, found: Iterator[Entry]) -> Listing:
         elif entry.name in entries:
             copies[entry.name] += 1
             name = f"{entry.name}#{copies[entry.name] + 1}"
-            again.append(Entry(name, entry.size, refused="another file has the same name"))
+            again.append(
+                Entry(name, entry.size, entry.stamp, refused="another file has the same name")
+            )
         else:
             entries[entry.name] = entry
     ordered = sorted([*entries.values(), *again], key=lambda entry: entry.name)
@@ -172,13 +178,15 @@ def _is_image_name(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and not hidden and "__MACOSX" not in path.parts
 
 
-def _checked(name: str, size: int, *, offset: int = 0, refused: str = "") -> Entry:
+def _checked(
+    name: str, size: int, *, stamp: int | float, offset: int = 0, refused: str = ""
+) -> Entry:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         refused = "its path leaves the archive"
     elif size > LARGEST_FILE_BYTES:
         refused = f"{size} bytes are more than {LARGEST_FILE_BYTES}"
-    return Entry(str(path), size, offset, refused)
+    return Entry(str(path), size, stamp, offset, refused)
 
 
 def _walk(root: Path) -> Iterator[Entry]:
@@ -190,12 +198,13 @@ def _walk(root: Path) -> Iterator[Entry]:
         relative = Path(folder).relative_to(root)
         for file in files:
             try:
-                size, refused = Path(folder, file).stat().st_size, ""
+                status, refused = Path(folder, file).stat(), ""
+                size, stamp = status.st_size, status.st_mtime_ns
                 if not Path(folder, file).is_file():
                     refused = "neither a file nor a link to one"
             except OSError as err:
-                size, refused = 0, f"cannot be read: {err.strerror}"
-            yield _checked((relative / file).as_posix(), size, refused=refused)
+                size, stamp, refused = 0, 0, f"cannot be read: {err.strerror}"
+            yield _checked((relative / file).as_posix(), size, stamp=stamp, refused=refused)
 
 
 def _is_loop(root: Path, folder: Path) -> bool:
@@ -216,8 +225,8 @@ def _zip_members(path: Path) -> Iterator[Entry]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if not info.is_dir():
-                link = stat.S_ISLNK(info.external_attr >> 16)
-                yield _checked(info.filename, info.file_size, refused="a link" if link else "")
+                refused = "a link" if stat.S_ISLNK(info.external_attr >> 16) else ""
+                yield _checked(info.filename, info.file_size, stamp=info.CRC, refused=refused)
 
 
 def _tar_members(path: Path) -> Iterator[Entry]:
@@ -227,7 +236,13 @@ def _tar_members(path: Path) -> Iterator[Entry]:
                 continue
             refused = "" if member.isreg() else "a link or a device"
             refused = "a sparse file" if member.issparse() else refused
-            yield _checked(member.name, member.size, offset=member.offset_data, refused=refused)
+            yield _checked(
+                member.name,
+                member.size,
+                stamp=member.mtime,
+                offset=member.offset_data,
+                refused=refused,
+            )
 
 
 def _is_plain_tar(path: Path) -> bool:
@@ -236,6 +251,11 @@ def _is_plain_tar(path: Path) -> bool:
             return True
     except tarfile.TarError:
         return False
+
+
+def _begins_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _unpacked(path: Path, plain: Path) -> Path:

@@ -83,6 +83,8 @@ RETRY = Retry()
 
 def join(url: str, *parts: str) -> str:
     """`url` with path components appended."""
+    if not url:
+        raise ValueError("the URL of a folder is empty; name it, or write . for the one you are in")
     return "/".join([url.rstrip("/") if url != "/" else "", *(part.strip("/") for part in parts)])
 
 

@@ -36,6 +36,10 @@ def workplace(dest: str) -> Iterator[Path]:
         work.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as err:
         raise ValueError(f"{dest} is no folder; choose another DEST") from err
+    except OSError as err:
+        raise ValueError(
+            f"{dest} cannot be written ({err.strerror}); repair that or choose another DEST"
+        ) from err
     with (work / "lock").open("w") as lock:
         if not _locked(lock, work / "lock"):
             raise ValueError(f"another job is writing {dest}; wait for its end")

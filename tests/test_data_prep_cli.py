@@ -96,8 +96,10 @@ def test_an_unreadable_image_is_named_counted_quarantined_and_told_by_the_exit_c
         ("empty", [], "source {tmp}/empty holds no images; their suffixes tell them"),
         ("text", [], "source {tmp}/text holds no images"),
         ("x.zip", [], "source {tmp}/x.zip is neither a folder nor a zip nor a tar"),
-        ("images", ["--resolution", "48"], "resolution 48 is not a power of two from 4 on"),
-        ("images", ["--resolution", "2"], "resolution 2 is not a power of two from 4 on"),
+        ("half.zip", [], "source {tmp}/half.zip is damaged: a zip whose end is missing"),
+        ("images", ["--resolution", "48"], "resolution 48 is not a power of two from 4 to 16384"),
+        ("images", ["--resolution", "2"], "resolution 2 is not a power of two from 4 to 16384"),
+        ("images", ["--resolution", "1048576"], "resolution 1048576 is not a power of two from 4"),
         ("images", ["--samples-per-shard", "-1"], "samples per shard (-1) and workers (1) must be"),
         ("images", ["--workers", "0"], "workers (0) must be at least 1"),
         ("images", ["--max-bad", "-1"], "max-bad (-1) at least 0"),
@@ -111,6 +113,7 @@ def test_a_wrong_request_ends_with_one_sentence(source, options, message, cli, t
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "x.txt").write_text("no image")
     (tmp_path / "x.zip").write_bytes(b"no zip")
+    (tmp_path / "half.zip").write_bytes(b"PK\x03\x04 and no more")
 
     code, out, err = cli("shard", tmp_path / source, tmp_path / "data", *SHARD, *options)
 
@@ -125,7 +128,7 @@ def test_a_url_as_source_is_refused_with_the_remedy(cli, tmp_path):
     code, _, err = cli("shard", "s3://bucket/images", tmp_path / "data", *SHARD)
 
     assert code == 2
-    assert "source s3:/bucket/images is a URL; copy it to this machine first" in err
+    assert "source s3://bucket/images is a URL; copy it to this machine first" in err
 
 
 @pytest.mark.parametrize("arguments", [["shard"], ["shard", "a", "b"], ["shrad"]])
@@ -143,6 +146,40 @@ def test_a_destination_that_is_a_file_is_refused(cli, tmp_path):
 
     assert code == 2
     assert f"error: {tmp_path}/data is no folder; choose another DEST" in err
+
+
+@pytest.mark.parametrize(
+    ("dest", "message"),
+    [
+        ("", "DEST is empty; name a folder or a URL"),
+        (" ", "DEST is empty"),
+        ("memory://data", "DEST memory://data would be gone with this process; choose a folder"),
+        ("data.json", "DEST data.json is to be a folder; choose a name that ends otherwise"),
+        ("/proc/data", "/proc/data cannot be written (No such file or directory); repair that or"),
+    ],
+)
+def test_a_destination_that_can_keep_no_data_set_is_refused(
+    dest, message, cli, tmp_path, monkeypatch
+):
+    source = make_folder(tmp_path / "images", 2)
+    monkeypatch.chdir(tmp_path)
+
+    code, out, err = cli("shard", source, dest, *SHARD)
+
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+    assert "run the same command again" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_an_empty_source_is_not_the_folder_one_is_in(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(make_folder(tmp_path / "images", 2))
+
+    code, _, err = cli("shard", "", tmp_path / "data", *SHARD)
+
+    assert code == 2
+    assert "error: SOURCE is empty; name a folder, a zip or a tar" in err
 
 
 def test_an_unknown_kind_of_store_is_refused(cli, tmp_path):

@@ -52,10 +52,10 @@ def test_encoding_is_lossless(resolution):
     assert encoding(resolution) == ("npy" if resolution <= 8 else "png")
 
 
-@pytest.mark.parametrize("resolution", [-4, 0, 1, 2, 3, 48, 100, 1000])
-def test_a_resolution_that_is_no_power_of_two_is_refused(resolution):
+@pytest.mark.parametrize("resolution", [-4, 0, 1, 2, 3, 48, 100, 1000, 2**15, 2**20])
+def test_a_resolution_that_is_no_power_of_two_in_the_range_is_refused(resolution):
     with pytest.raises(
-        ValueError, match=f"resolution {resolution} is not a power of two from 4 on"
+        ValueError, match=f"resolution {resolution} is not a power of two from 4 to 16384"
     ):
         resolutions(resolution)
 

@@ -2,11 +2,14 @@
 
 import fcntl
 import io
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from data_prep.storage import local_path
 from tests.small_sets import (
     expected_images,
     image_array,
+    image_bytes,
     make_dataset,
     make_folder,
     read_webdataset,
@@ -61,13 +65,15 @@ def test_a_data_set_is_tars_indices_and_a_manifest_and_nothing_else(finished):
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_an_archive_gives_the_same_data_set_as_its_folder(kind, source, finished, tmp_path):
-    import shutil
-
     archive = shutil.make_archive(str(tmp_path / "images"), kind, source)
 
     shard(Path(archive), tmp_path / "data", name="set", labels="folder")
 
-    assert tree(tmp_path / "data") == finished
+    jobs = {"job.json"}  # it says what was listed, times included
+    found = tree(tmp_path / "data")
+    assert {name: found[name] for name in found.keys() - jobs} == {
+        name: finished[name] for name in finished.keys() - jobs
+    }
 
 
 def test_webdataset_reads_the_shards_unchanged(source, tmp_path):
@@ -189,11 +195,71 @@ def test_another_job_into_the_same_folder_is_refused(source, tmp_path):
         ValueError, match="was begun with --resolution 16 instead of 8; choose another"
     ):
         shard(source, tmp_path / "data", resolution=8)
-    with pytest.raises(ValueError, match="was made from other images; choose another DEST"):
+    with pytest.raises(ValueError, match=r"was made from other images.*; choose another DEST"):
         shard(make_folder(tmp_path / "other", 3), tmp_path / "data")
     (tmp_path / "data" / "job.json").unlink()
     with pytest.raises(ValueError, match="holds another data set; choose another DEST"):
         shard(source, tmp_path / "data")
+
+
+def _bitmaps(folder: Path, *seeds: int) -> Path:
+    """Images whose files have one size, whatever they show; one of them from each seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds):
+        path = folder / f"{number:04d}.bmp"
+        path.write_bytes(image_bytes(image_array(seed), "BMP"))
+        os.utime(path, ns=(0, seed))
+    return folder
+
+
+def test_a_changed_image_of_the_same_size_is_noticed_when_the_job_was_done(tmp_path):
+    source = _bitmaps(tmp_path / "images", 0, 1, 2)
+    shard(source, tmp_path / "data")
+    assert shard(source, tmp_path / "data").already_complete
+
+    _bitmaps(source, 0, 9, 2)
+
+    with pytest.raises(ValueError, match="made from other images, or they were written again"):
+        shard(source, tmp_path / "data")
+
+
+def test_a_changed_image_of_the_same_size_is_noticed_when_the_job_goes_on(tmp_path):
+    source = _bitmaps(tmp_path / "images", *range(10))
+    (source / "last.png").write_bytes(b"no image")
+    with pytest.raises(TooManyBadError):
+        shard(source, tmp_path / "data")
+    (source / "last.png").unlink()
+    _bitmaps(source, 0, 99, *range(2, 10))
+
+    report = shard(source, tmp_path / "data")
+
+    assert report.reused_shards == 1, "the one without the changed image"
+    expected = expected_images(str(tmp_path / "data"), 16)[1]
+    np.testing.assert_array_equal(expected, image_array(99).transpose(2, 0, 1))
+
+
+def test_in_a_zip_the_bytes_of_an_image_tell_whether_it_changed(tmp_path):
+    def pack(seed: int, year: int) -> Path:
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            member = zipfile.ZipInfo("0.bmp", (year, 1, 1, 0, 0, 0))
+            archive.writestr(member, image_bytes(image_array(seed), "BMP"))
+        return tmp_path / "images.zip"
+
+    shard(pack(0, 2000), tmp_path / "data")
+    assert shard(pack(0, 2020), tmp_path / "data").already_complete
+    with pytest.raises(ValueError, match="made from other images"):
+        shard(pack(1, 2000), tmp_path / "data")
+
+
+def test_another_name_for_a_finished_data_set_is_refused_and_none_is_the_one_it_has(
+    source, tmp_path
+):
+    shard(source, tmp_path / "data", name="set")
+
+    assert shard(source, tmp_path / "data").manifest.name == "set"
+    assert shard(source, tmp_path / "data", name="set").already_complete
+    with pytest.raises(ValueError, match="is complete and its name is set, not other; leave"):
+        shard(source, tmp_path / "data", name="other")
 
 
 def test_two_jobs_at_once_are_refused(source, tmp_path):

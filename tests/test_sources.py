@@ -151,7 +151,8 @@ def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
     ("name", "content", "message"),
     [
         ("nothing", None, "nothing does not exist"),
-        ("x.zip", b"PK\x03\x04 no zip", "x.zip is neither a folder nor a zip nor a tar"),
+        ("x.zip", b"PK\x03\x04 no zip", "x.zip is damaged: a zip whose end is missing; get it"),
+        ("x.zip", b"no zip", "x.zip is neither a folder nor a zip nor a tar"),
         ("x.png", b"\x89PNG", "x.png is neither a folder nor a zip nor a tar"),
         ("empty.tar", b"", "empty.tar is neither a folder nor a zip nor a tar"),
     ],
@@ -207,6 +208,19 @@ def test_an_encrypted_zip_member_is_bad_not_a_crash(tmp_path):
 
     with pytest.raises(BadImageError, match=r"cannot be read: File .* is encrypted"):
         listing.source.read(listing.entries[0])
+
+
+@pytest.mark.parametrize("mtime", [3, 3.5, float("nan"), float("inf")])
+def test_the_time_of_a_member_of_a_tar_goes_with_it(mtime, tmp_path):
+    path = tmp_path / "source.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("x.png")
+        member.pax_headers = {"mtime": str(mtime)}
+        archive.addfile(member)
+
+    (entry,) = list_source(path, tmp_path).entries
+
+    assert str(entry.stamp) == str(float(mtime))
 
 
 def test_the_first_folder_is_the_class():

@@ -43,6 +43,12 @@ def test_what_is_written_is_read_back(base):
     assert storage.sha256(url).startswith("72399361da6a7754")
 
 
+def test_an_empty_url_is_not_the_root_of_the_file_system():
+    with pytest.raises(ValueError, match="the URL of a folder is empty"):
+        storage.join("", "data")
+    assert storage.join("/", "data") == "/data"
+
+
 def test_listings_are_fresh_sorted_and_without_the_folder_itself(base):
     assert storage.listdir(base) == []
 
