@@ -2,7 +2,7 @@
 
     config = load("demo", ["schedule.total_kimg=10", "workers=1"])
 
-A preset names another as its `base` and lists what differs. Every option lives in the dataclass
+Files and overrides are read by `pipeline.options`. Every option lives in the dataclass
 beside the class it configures; here they are gathered, checked (unknown keys, types, rules between
 sections) and written out again. All that can be wrong is said before anything starts.
 """
@@ -11,9 +11,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
@@ -23,7 +23,9 @@ from data_prep.manifest import Manifest
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.loader import LoaderConfig
 from pipeline.measure import EvaluationConfig
+from pipeline import options
 from pipeline.names import check_alias, check_name
+from pipeline.options import ConfigError
 from pipeline.tracking import TrackingConfig, flatten
 from stylegan.draws import Draws
 from stylegan.networks import family
@@ -32,12 +34,6 @@ from stylegan.optimizer import OptimizerConfig
 from stylegan.schedule import ScheduleConfig, phases
 from stylegan.split import Split, refusal
 from stylegan.step import StepConfig
-
-PRESETS = Path(__file__).parent / "configs"
-
-
-class ConfigError(ValueError):
-    """The configuration is wrong; the message names key, value, rule and remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +45,17 @@ class DataConfig:
     mirror: bool = False
     """Flip a keyed half of the images left to right."""
 
+    def __post_init__(self) -> None:
+        if not self.url:
+            raise ValueError("data.url is empty; name the folder or URL of a data set")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """G and D; what both share stands beside them."""
 
-    kind: Literal["stylegan", "pggan"] = "stylegan"
-    """The paper: stylegan or pggan."""
+    kind: Literal["gan", "dcgan", "pggan", "stylegan"] = "stylegan"
+    """The paper: gan, dcgan, pggan or stylegan."""
     resolution: int
     """Width and height of the finished generator's images, in pixels."""
     channels: int = 3
@@ -140,17 +140,40 @@ class TrainConfig:
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; choose at least 1")
         Draws(seed=self.seed)  # refuses what would wrap
-        if self.commit_kimg <= 0:
+        if not 0 < self.commit_kimg < math.inf:
             raise ValueError(f"commit_kimg is {self.commit_kimg}; choose a positive number")
+        if not self.run_url:
+            raise ValueError("run_url is empty; name a folder or URL for the checkpoints")
+        if not self.network.G.grows:
+            full = replace(self.schedule, first_resolution=self.network.resolution)
+            object.__setattr__(self, "schedule", full)
+        self._check_split()
+
+    def _check_split(self) -> None:
+        """See that every minibatch can be shared out, and its regularization."""
+        D, micro_batch = self.network.D, self.step.micro_batch
+        if micro_batch and D.batch_statistics:
+            raise ValueError(
+                f"step.micro_batch is {micro_batch}, but {self.network.kind} normalizes over whole "
+                "minibatches; set step.micro_batch=0"
+            )
+        if self.loss.path_weight > 0 and D.group % self.loss.path_shrink:
+            raise ValueError(
+                f"loss.path_shrink is {self.loss.path_shrink}; it must divide the {D.group} images "
+                "of a minibatch-stddev group (network.D.mbstd_group): choose 1"
+            )
         for phase in phases(self.schedule, resolution=self.network.resolution):
             reason = refusal(
                 phase.batch,
                 world=self.workers,
-                group=self.network.D.group,
-                micro_batch=self.step.micro_batch,
+                group=D.group,
+                micro_batch=micro_batch,
             )
             if reason:
-                raise ValueError(f"schedule.batch at {phase.resolution} px: {reason}")
+                raise ValueError(
+                    f"at {phase.resolution} px {reason} (schedule.batch, workers, "
+                    "step.micro_batch, network.D.mbstd_group)"
+                )
 
     def split(self, rank: int) -> Split:
         """The share of one worker."""
@@ -199,10 +222,19 @@ class TrainConfig:
             "init_from",
             "name",
             "run_url",
+            "threads_per_worker",
             "workers",
         }
         free |= {"step.micro_batch", "schedule.total_kimg", "data.url"}
-        sections = ("checkpoint.", "evaluation.", "loader.", "ray.", "registry.", "tracking.")
+        sections = (
+            "schedule.tick_kimg",
+            "checkpoint.",
+            "evaluation.",
+            "loader.",
+            "ray.",
+            "registry.",
+            "tracking.",
+        )
         return {
             key: value
             for key, value in flatten(to_dict(self)).items()
@@ -216,38 +248,48 @@ class TrainConfig:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load(config: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a preset by name or a YAML file by path, and apply `dotted.key=value` overrides.
+def load(config: str | Sequence[str], overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read presets by name or YAML files by path, and apply `dotted.key=value` overrides.
+
+    Args:
+        config: One, or several of which each is laid over those before it.
+        overrides: What differs from them.
 
     Raises:
         ConfigError: Something is wrong with it; one sentence.
     """
-    options = _read(_find(config), seen=())
-    for override in overrides:
-        _set(options, override)
-    return parse(options)
+    names = [config] if isinstance(config, str) else config
+    return parse(options.read(names, overrides))
 
 
-def parse(options: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of nested options, as `to_dict` and the YAML files write them.
+def parse(values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of nested values, as `to_dict` and the YAML files write them.
 
     Raises:
         ConfigError: Something is wrong with it; one sentence.
     """
-    _refuse_unknown(TrainConfig, options, "")
+    _refuse_unknown(TrainConfig, values, "")
     try:
-        return TypeAdapter(TrainConfig).validate_python(_with_shared(options))
+        config = TypeAdapter(TrainConfig).validate_python(_with_shared(values))
     except ValidationError as err:
         raise ConfigError(_sentence(err)) from err
+    known = config.identity()
+    for key in config.accept_changes:
+        if key not in known:
+            raise ConfigError(
+                f"accept_changes names {key}, which is no option that decides what a run computes"
+                f"{_near(key, known)}; leave it out"
+            )
+    return config
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Nested plain values, from which `parse` makes the same configuration."""
-    options: dict[str, Any] = TypeAdapter(TrainConfig).dump_python(config, mode="json")
+    values: dict[str, Any] = TypeAdapter(TrainConfig).dump_python(config, mode="json")
     for name in ("G", "D"):
         for key in _SHARED:
-            options["network"][name].pop(key)
-    return options
+            values["network"][name].pop(key)
+    return values
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -266,61 +308,6 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 
 _SHARED = ("kind", "resolution", "channels", "label_size")
 """Of both networks; they stand in `network` alone."""
-
-
-def _find(config: str) -> Path:
-    path = Path(config)
-    preset = PRESETS / f"{config}.yaml"
-    if path.is_file():
-        return path
-    if preset.is_file():
-        return preset
-    names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-    raise ConfigError(f"--config {config} is neither a file nor a preset; choose from {names}")
-
-
-def _read(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """A YAML file merged over its bases."""
-    if path in seen:
-        raise ConfigError(f"{path} is its own base; remove `base: {path.stem}` from one of the two")
-    try:
-        options = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise ConfigError(f"{path} cannot be read as YAML: {err}") from err
-    if not isinstance(options, dict):
-        raise ConfigError(f"{path} holds {type(options).__name__}; write `key: value` lines")
-    base = options.pop("base", None)
-    if base is None:
-        return options
-    beside = path.parent / f"{base}.yaml"
-    parent = beside if beside.is_file() else _find(str(base))
-    return _merged(_read(parent, seen=(*seen, path)), options)
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merged(old, value) if both and old is not None else value
-    return merged
-
-
-def _set(options: dict[Any, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{override!r} is no override; write dotted.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise ConfigError(f"the value of {override!r} is not YAML; quote it") from err
-    *path, last = key.split(".")
-    for name in path:
-        options = options.setdefault(name, {})
-        if not isinstance(options, dict):
-            raise ConfigError(f"{override!r}: {name} is no section; it has the value {options!r}")
-    # Resolutions are numbers, as in the files: schedule.batch.64=32.
-    options[int(last) if last.isdecimal() else last] = value
 
 
 def _with_shared(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,14 +334,20 @@ def _refuse_unknown(kind: type, options: Any, prefix: str) -> None:
         known = [name for name in known if name not in _SHARED]
     for key, value in options.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ConfigError(
-                f"unknown option {prefix}{key}{hint}; choose from {', '.join(sorted(known))}"
+                f"unknown option {prefix}{key}{_near(str(key), known, prefix)}; "
+                f"choose from {', '.join(sorted(known))}"
             )
+        if isinstance(value, bool) and hints[key] in (int, float):
+            raise ConfigError(f"{prefix}{key} is {value}; it takes a number")
         section = _section(hints[key], options.get("kind", "stylegan"))
         if section is not None and value is not None:
             _refuse_unknown(section, value, f"{prefix}{key}.")
+
+
+def _near(key: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _section(hint: Any, kind: str) -> type | None:
@@ -377,10 +370,8 @@ def _sentence(err: ValidationError) -> str:
         message = str(first["ctx"]["error"])
         if key in ("network.G", "network.D"):
             return f"network.{message}"
-        prefix = key.split(".", 1)[0] if key else ""
-        named = not prefix or prefix in message
-        return message if named else f"{key}: {message}"
+        return message if not key or "." in message.split(" ", 1)[0] else f"{key}.{message}"
     if first["type"] == "missing":
         return f"{key} is missing; set it in the file or on the command line as {key}=…"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key} is {first['input']!r}; {message}"
+    return f"{key} is {first['input']!r}; {message}: set another with {key}=…"

@@ -20,12 +20,16 @@ from torch import Tensor
 from data_prep import storage
 from data_prep.manifest import Manifest
 from pipeline import config as configs
-from pipeline.checkpoint import Checkpoints, CommittedCheckpoint
-from pipeline.config import ConfigError, TrainConfig
+from pipeline.checkpoint import Checkpoints
+from pipeline.config import TrainConfig
+from pipeline.options import ConfigError
 from pipeline.loader import Batch, Loader, Request
+from pipeline.marker import CommittedCheckpoint
+from pipeline.measurements import Measurements
 from pipeline.minibatches import Minibatch, RunDraws, minibatches, total_nimg_of
 from pipeline.order import SampleOrder
 from pipeline.samples import sample_grid
+from pipeline.tracking import flatten
 from stylegan.draws import Draws
 from stylegan.networks import family
 from stylegan.reals import prepare_reals
@@ -115,7 +119,9 @@ class _Worker:
             config=config.step,
             split=self.split,
         )
-        self.checkpoints = Checkpoints(config.run_url, config=config.checkpoint)
+        self.checkpoints = Checkpoints(
+            config.run_url, config=config.checkpoint, keep=Measurements(config).keep
+        )
         self._pending: list[tuple[Future[CommittedCheckpoint], float, str]] = []
 
     def begin(self) -> None:
@@ -321,7 +327,18 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
     for network in (G, D):
         # A quarter faster on CPUs at 32 px, and what tensor cores want.
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TrainState(G, D, config.optimizer)
+    return TrainState(
+        G,
+        D,
+        config.optimizer,
+        G_interval=config.loss.G_interval,
+        D_interval=config.loss.D_interval,
+        scaled=config.step.precision == "float16",
+    )
+
+
+_ONLY_ROUNDING = ("workers", "threads_per_worker", "commit_kimg", "device", "step.micro_batch")
+"""Options that change the order of summation alone."""
 
 
 def refuse_changes(
@@ -338,16 +355,20 @@ def refuse_changes(
             f"{config.run_url} was begun with data of digest {scalars['data_digest'][:12]}…; "
             f"give it back its data or choose another run_url"
         )
-    theirs = configs.parse(scalars["config"]).identity()
-    changed = configs.differences(config.identity(), theirs)
+    before = configs.parse(scalars["config"])
+    changed = configs.differences(config.identity(), before.identity())
     refused = {key: pair for key, pair in changed.items() if key not in config.accept_changes}
-    if "threads_per_worker" in refused:
-        ours, before = refused.pop("threads_per_worker")
+    before_free, free = (
+        {key: flatten(configs.to_dict(each)).get(key) for key in _ONLY_ROUNDING}
+        for each in (before, config)
+    )
+    for key, (ours, was) in configs.differences(free, before_free).items():
         logger.warning(
-            "threads_per_worker is %s, it was %s: the weights will not be equal bit for bit to "
-            "those of an undisturbed run",
+            "%s is %s, it was %s: the weights will not be equal bit for bit to those of an "
+            "undisturbed run",
+            key,
             ours,
-            before,
+            was,
         )
     if refused:
         shown = "; ".join(f"{key} is {a}, it was {b}" for key, (a, b) in refused.items())

@@ -1,5 +1,7 @@
 """The minibatches of a run: where each one lies, and the random numbers it takes."""
 
+import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import TrainConfig
-from stylegan.draws import D_STEP, G_STEP, Draws, GeneratorDraws
+from stylegan.draws import D_STEP, PATH_STEP, DiscriminatorDraws, Draws, GeneratorDraws, Purpose
 from stylegan.networks.interface import Generator
 from stylegan.schedule import Phase, phase_at
 
@@ -60,27 +62,41 @@ class RunDraws:
         device = G.w_avg.device
         self._indices = [torch.from_numpy(minibatch.nimg + part).to(device) for part in parts]
 
-    def D(self, part: int) -> GeneratorDraws:
-        """For the fakes of the D step."""
-        return self._generator(D_STEP, part)
-
-    def G(self, part: int) -> GeneratorDraws:
-        """For the fakes of the G step."""
-        return self._generator(G_STEP, part)
-
-    def gp_mix(self, part: int) -> Tensor | None:
-        """WGAN-GP's places between real and fake, where it is used."""
-        if not self._config.loss.wgan_gp_weight:
-            return None
-        return self._draws.gp_mix(self._indices[part])
-
-    def _generator(self, step: int, part: int) -> GeneratorDraws:
+    def fakes(self, step: int, part: int) -> GeneratorDraws:
+        """For the fakes of D_STEP, G_STEP or PATH_STEP."""
+        indices = self._of_path(part) if step == PATH_STEP else self._indices[part]
         return self._draws.generator(
             step,
-            self._indices[part],
+            indices,
             first_index=self._nimg,
             z_size=self._G.config.z_size,
             noise_sides=self._G.noise_sides(self._lod),
             layers=self._G.layers(self._lod),
             mixing_prob=self._config.step.mixing_prob,
         )
+
+    def judging(self, step: int, part: int) -> DiscriminatorDraws:
+        """For D in D_STEP or G_STEP."""
+        indices, count = self._indices[part], self._config.network.D.dropout_size
+        dropout = functools.partial(self._draws.uniform, step=step, indices=indices, count=count)
+        mixes = step == D_STEP and self._config.loss.wgan_gp_weight > 0
+        return DiscriminatorDraws(
+            gp_mix=self._draws.gp_mix(indices) if mixes else None,
+            real_dropout=dropout(Purpose.REAL_DROPOUT) if count and step == D_STEP else None,
+            fake_dropout=dropout(Purpose.FAKE_DROPOUT) if count else None,
+        )
+
+    def path_noise(self, part: int) -> Tensor:
+        """Standard normal, in the shape of the images of PATH_STEP."""
+        network = self._config.network
+        side = network.resolution >> int(self._lod)
+        shape = (network.channels, side, side)
+        noise = self._draws.normal(
+            Purpose.PATH_NOISE, indices=self._of_path(part), count=math.prod(shape)
+        )
+        return noise.unflatten(1, shape)
+
+    def _of_path(self, part: int) -> Tensor:
+        """The first images of the minibatch are the first of each part (`stylegan.split`)."""
+        indices = self._indices[part]
+        return indices[: len(indices) // self._config.loss.path_shrink]

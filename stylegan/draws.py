@@ -9,7 +9,8 @@ others, and a resumed run draws what the undisturbed one would have. Integers an
 bit for bit on every device: normals come from a table and one multiplication and addition, not from
 logarithms that differ between machines.
 
-Legend: n images, c numbers per image, l layers, z latent size, h w side of a layer.
+Legend: n images, c numbers per image, l layers, z latent size, h w side of a layer, u dropout
+numbers.
 """
 
 import functools
@@ -29,7 +30,8 @@ _LOW = 0xFFFFFFFF
 MAX_SEED = 2**32 - 1
 MAX_ATTEMPT = 2**16 - 1
 
-D_STEP, G_STEP = 0, 1
+D_STEP, G_STEP, PATH_STEP = 0, 1, 64
+"""Updates that draw the same kind of numbers; 2 * purpose + step never meets for two of them."""
 
 
 class Purpose(IntEnum):
@@ -47,6 +49,8 @@ class Purpose(IntEnum):
     EVAL_Z = 10
     EVAL_NOISE = 11
     EVAL_LABEL = 12
+    REAL_DROPOUT = 13
+    FAKE_DROPOUT = 14
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +64,16 @@ class GeneratorDraws:
     """First layer that takes `z_mix`; the number of layers reached where nothing is mixed."""
     noise: Sequence[Float[Tensor, "n 1 _ _"]] | None
     """Of the layers that the level reaches; None for the noise that G stores."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DiscriminatorDraws:
+    """What D needs for one part of a minibatch; None where nothing is drawn."""
+
+    gp_mix: Float[Tensor, "n 1 1 1"] | None = None
+    """WGAN-GP's place between real and fake."""
+    real_dropout: Float[Tensor, "n u"] | None = None
+    fake_dropout: Float[Tensor, "n u"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +103,7 @@ class Draws:
 
         Args:
             purpose: What for.
-            step: D_STEP or G_STEP, where both draw.
+            step: D_STEP, G_STEP or PATH_STEP, where more than one of them draws.
             indices: Global image indices.
             count: Numbers per image.
             start: Position of the first one, a multiple of 4.
@@ -138,7 +152,7 @@ class Draws:
         """All that G needs for the images with these indices.
 
         Args:
-            step: D_STEP or G_STEP.
+            step: D_STEP, G_STEP or PATH_STEP.
             indices: Global image indices of this part.
             first_index: Global index of the first image of the whole minibatch, which keys the
                 one coin and the one cutoff of style mixing.

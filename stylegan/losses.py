@@ -1,12 +1,15 @@
-"""Losses per image: adversarial terms, gradient penalties, drift.
+"""Losses per image: adversarial terms, classes, gradient penalties, drift, path lengths.
 
-Legend: n images, c h w. Every function returns [n]; what is minimized is the mean.
+Legend: n images, c h w, l layers, k classes. Every function returns [n]; what is minimized is the
+mean.
 """
+
+import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import relu, softplus
+from torch.nn.functional import cross_entropy, relu, softplus
 
 Logits = Float[Tensor, "n 1"]
 
@@ -51,8 +54,20 @@ def drift(real_logits: Logits, weight: float) -> Float[Tensor, " n"]:
     return weight * real_logits.square().squeeze(1)
 
 
+def classes(
+    class_logits: Float[Tensor, "n k"], labels: Float[Tensor, "n k"]
+) -> Float[Tensor, " n"]:
+    """Cross-entropy of D's opinion of the class and the label (Odena et al. 2017, Eq. 3)."""
+    return cross_entropy(class_logits, labels.to(class_logits), reduction="none")
+
+
 def gradient_penalty(
-    logits: Logits, images: Float[Tensor, "n c h w"], gamma: float, *, level: int = 0
+    logits: Logits,
+    images: Float[Tensor, "n c h w"],
+    gamma: float,
+    *,
+    level: int = 0,
+    scale: float = 1.0,
 ) -> Float[Tensor, " n"]:
     """R1 on reals or R2 on fakes (Mescheder et al. 2018, Eq. 9).
 
@@ -62,11 +77,13 @@ def gradient_penalty(
         gamma: Weight of the penalty.
         level: floor(lod). The official gradient is taken at full size, where each pixel of the
             level is a block of 4**level pixels: its square is 4**-level of the native one.
+        scale: Factor of the gradient on its way, taken out at the end: what keeps float16 from
+            losing small ones.
 
     Returns:
         gamma / 2 * ||grad_x D(x)||^2 of each image.
     """
-    return _squared_gradient(logits, images) * (gamma / 2 * 4.0**-level)
+    return _squared_gradient(logits, images, scale) * (gamma / 2 * 4.0**-level)
 
 
 def wgan_gp(
@@ -76,6 +93,7 @@ def wgan_gp(
     weight: float,
     target: float = 1.0,
     level: int = 0,
+    scale: float = 1.0,
 ) -> Float[Tensor, " n"]:
     """WGAN-GP (Gulrajani et al. 2017, Eq. 3).
 
@@ -85,11 +103,55 @@ def wgan_gp(
         weight: Weight lambda of the penalty; 10 in Progressive GAN.
         target: Gradient norm that the penalty pulls towards.
         level: floor(lod); the full-size norm is 2**-level of the native one.
+        scale: As in `gradient_penalty`.
     """
-    norm = _squared_gradient(logits, mixed).sqrt() * 2.0**-level
+    norm = _squared_gradient(logits, mixed, scale).sqrt() * 2.0**-level
     return (norm - target).square() * (weight / target**2)
 
 
-def _squared_gradient(logits: Logits, images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3))
+def path_lengths(
+    images: Float[Tensor, "n c h w"],
+    ws: Float[Tensor, "n l w_size"],
+    noise: Float[Tensor, "n c h w"],
+    *,
+    scale: float = 1.0,
+) -> Float[Tensor, " n"]:
+    """Lengths ||J^T y|| of random image directions y in w (Karras et al. 2020, Eq. 4).
+
+    Args:
+        images: Made from `ws`, at the native size of a level. Official noise has full size; its
+            blocks sum up to the same distribution.
+        ws: One w per layer; must have required grad before G saw them.
+        noise: Standard normal; divided by the side of the image here.
+        scale: As in `gradient_penalty`.
+
+    Returns:
+        Root of the mean over layers of the squared gradient of sum(images * y).
+    """
+    direction = noise / math.sqrt(noise.shape[2] * noise.shape[3])
+    product = (images * direction).sum() * scale
+    (gradient,) = torch.autograd.grad(product, ws, create_graph=True)
+    return (gradient / scale).square().sum(dim=2).mean(dim=1).sqrt()
+
+
+def path_factors(
+    lengths: Float[Tensor, " n"], mean: Float[Tensor, ""], average: Float[Tensor, ""], decay: float
+) -> Float[Tensor, " n"]:
+    """Derivative of the sum of (length - a)^2, where a itself moves with the mean length.
+
+    With a = a0 + decay (mean - a0), the gradient also goes through a, as officially.
+
+    Args:
+        lengths: Of some images of the global batch.
+        mean: Of all of them.
+        average: a, after its move.
+        decay: Of the move.
+    """
+    return 2 * ((lengths - average) - decay * (mean - average))
+
+
+def _squared_gradient(
+    logits: Logits, images: Float[Tensor, "n c h w"], scale: float
+) -> Float[Tensor, " n"]:
+    (gradient,) = torch.autograd.grad(logits.sum() * scale, images, create_graph=True)
+    return (gradient / scale).square().sum(dim=(1, 2, 3))

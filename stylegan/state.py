@@ -1,6 +1,7 @@
 """All of a training that lives in memory: G, D, Gs, both optimizers and the counters."""
 
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -17,12 +18,28 @@ class TrainState:
     """What a checkpoint holds (with the configuration, which does not change)."""
 
     def __init__(
-        self, G: Generator, D: Discriminator, optimizer: OptimizerConfig, *, attempt: int = 0
+        self,
+        G: Generator,
+        D: Discriminator,
+        optimizer: OptimizerConfig,
+        *,
+        attempt: int = 0,
+        G_interval: int = 0,
+        D_interval: int = 0,
+        scaled: bool = False,
     ) -> None:
+        """Fresh networks; the rest of the options are those of `Adam`."""
         self.G, self.D = G, D
         self.Gs = copy.deepcopy(G).eval().requires_grad_(requires_grad=False)
         """Moving average of G, the generator that is kept."""
-        self.optimizer = optimizer
+        self.path_mean = torch.zeros_like(G.w_avg[0])
+        """Moving mean of path lengths."""
+        self._make_G_opt = functools.partial(
+            Adam, config=optimizer, interval=G_interval, scaled=scaled
+        )
+        self._make_D_opt = functools.partial(
+            Adam, config=optimizer, interval=D_interval, scaled=scaled
+        )
         self.G_opt: Adam | None = None
         self.D_opt: Adam | None = None
         self.nimg = 0
@@ -69,11 +86,12 @@ class TrainState:
         return {f"{group}.{name}": t for group, part in groups.items() for name, t in part.items()}
 
     def scalars(self) -> dict[str, Any]:
-        """Everything else, as JSON holds it."""
+        """Everything else, as JSON holds it; waits for the device."""
         return {
             "nimg": self.nimg,
             "step": self.step,
             "attempt": self.attempt,
+            "path_mean": float(self.path_mean),
             "phase_key": None if self.phase_key is None else list(self.phase_key),
         }
 
@@ -89,6 +107,7 @@ class TrainState:
             groups.setdefault(group, {})[inner] = tensor
         for name in ("G", "D", "Gs"):
             load_network(getattr(self, name), groups.get(name, {}), name)
+        self.path_mean.fill_(scalars["path_mean"])
         self.nimg, self.step = int(scalars["nimg"]), int(scalars["step"])
         self.attempt = int(scalars["attempt"])
         if scalars["phase_key"] is not None:
@@ -100,8 +119,8 @@ class TrainState:
             self.D_opt.load(groups["D_opt"])
 
     def _make_optimizers(self, key: tuple[int, int]) -> None:
-        self.G_opt = Adam(_active(self.G, key), self.optimizer)
-        self.D_opt = Adam(_active(self.D, key), self.optimizer)
+        self.G_opt = self._make_G_opt(_active(self.G, key))
+        self.D_opt = self._make_D_opt(_active(self.D, key))
         self.phase_key = key
 
 

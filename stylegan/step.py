@@ -10,8 +10,8 @@ sums over its own images and parts, which changes the order of summation and not
 Legend: n images, c h w.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Protocol, runtime_checkable
@@ -22,9 +22,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from stylegan import losses
 from stylegan.average import update_average
-from stylegan.draws import GeneratorDraws
-from stylegan.objective import DiscriminatorLoss, GeneratorLoss, LossConfig, generate
+from stylegan.draws import D_STEP, G_STEP, PATH_STEP, DiscriminatorDraws, GeneratorDraws
+from stylegan.objective import (
+    DiscriminatorLoss,
+    GeneratorLoss,
+    LazyR1,
+    LossConfig,
+    PathLengths,
+    Precision,
+    generate,
+)
+from stylegan.optimizer import Adam
 from stylegan.schedule import Phase
 from stylegan.split import Split
 from stylegan.state import TrainState
@@ -47,20 +57,37 @@ class StepConfig:
     """Decay of `w_avg`, twice a minibatch."""
     average_half_life_kimg: float = 10
     """Thousands of images after which a weight counts half in Gs; 0 makes Gs a copy of G."""
+    average_decay: float = 0
+    """What is kept of Gs at each minibatch, whatever its size, instead of the half-life; 0.999 in
+    Progressive GAN, 0 = off."""
     micro_batch: int = 0
     """Most images a worker puts through the networks at a time; 0 for all of its share."""
+    precision: Precision = "float32"
+    """Of convolutions and dense layers; `bfloat16` and `float16` keep weights and sums in float32.
+    """
 
     def __post_init__(self) -> None:
         if not 0 <= self.mixing_prob <= 1:
             raise ValueError(f"step.mixing_prob is {self.mixing_prob}; choose from 0 to 1")
         if not 0 <= self.w_avg_beta < 1:
             raise ValueError(f"step.w_avg_beta is {self.w_avg_beta}; it must lie in [0, 1)")
-        if self.average_half_life_kimg < 0:
+        if not 0 <= self.average_half_life_kimg < float("inf"):
             raise ValueError(
                 f"step.average_half_life_kimg is {self.average_half_life_kimg}; choose 0 or more"
             )
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(
+                f"step.average_decay is {self.average_decay}; it must lie in [0, 1): 0 is off"
+            )
         if self.micro_batch < 0:
             raise ValueError(f"step.micro_batch is {self.micro_batch}; choose 0 (off) or more")
+
+
+    def decay(self, batch: int) -> float:
+        """What is kept of Gs at a minibatch of so many images."""
+        if self.average_decay or not self.average_half_life_kimg:
+            return self.average_decay
+        return 0.5 ** (batch / (self.average_half_life_kimg * 1000))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,16 +106,16 @@ class Part:
 class MinibatchDraws(Protocol):
     """The random numbers of one minibatch, for each of its parts."""
 
-    def D(self, part: int) -> GeneratorDraws:
-        """For the fakes of the D step."""
+    def fakes(self, step: int, part: int) -> GeneratorDraws:
+        """For the fakes of D_STEP, G_STEP or PATH_STEP (its share of the part's images)."""
         ...
 
-    def G(self, part: int) -> GeneratorDraws:
-        """For the fakes of the G step."""
+    def judging(self, step: int, part: int) -> DiscriminatorDraws:
+        """For D in D_STEP or G_STEP."""
         ...
 
-    def gp_mix(self, part: int) -> Tensor | None:
-        """WGAN-GP's places between real and fake, where it is used."""
+    def path_noise(self, part: int) -> Tensor:
+        """Standard normal, in the shape of the images of PATH_STEP."""
         ...
 
 
@@ -104,21 +131,30 @@ class TrainingStep:
         split: Split,
     ) -> None:
         self.state = state
+        self.loss = loss
         self.config = config
         self.split = split
-        self._losses = (
-            DiscriminatorLoss(state.D, loss),
-            GeneratorLoss(state.G, state.D, loss),
-        )
-        self._D_loss: nn.Module
-        self._G_loss: nn.Module
-        self._sums = torch.zeros(5, dtype=torch.float64, device=state.device)
-        self._images = 0
+        G, D, precision = state.G, state.D, config.precision
+        D_loss = DiscriminatorLoss(D, loss, precision=precision)
+        lazy_r1 = LazyR1(D, loss, precision=precision)
+        G_loss = GeneratorLoss(G, D, loss, precision=precision)
+        self._modules: dict[str, nn.Module] = {"D": D_loss, "G": G_loss}
+        if loss.D_interval:
+            self._modules["r1"] = lazy_r1
+        if loss.G_interval:
+            self._modules["path"] = PathLengths(G, precision=precision)
+        self._wrapped: dict[str, nn.Module] = {}
+        self._sums = {
+            "D": _Sums(D_loss.names, state.device),
+            "G": _Sums(G_loss.names, state.device),
+            "r1": _Sums(lazy_r1.names, state.device),
+            "path": _Sums(("loss/path", "path/length"), state.device),
+        }
 
     def enter(self, phase: Phase) -> bool:
         """To be called before a minibatch; whether the optimizers got a new start."""
         fresh = self.state.enter(phase)
-        if fresh or not hasattr(self, "_D_loss"):
+        if fresh or not self._wrapped:
             self.wrap()
         return fresh
 
@@ -130,25 +166,24 @@ class TrainingStep:
         summation.
         """
         self.state.activate()
-        self._D_loss, self._G_loss = (_parallel(module) for module in self._losses)
+        self._wrapped = {name: _parallel(module) for name, module in self._modules.items()}
 
     def __call__(self, parts: Sequence[Part], draws: MinibatchDraws, phase: Phase) -> None:
         state = self.state
         assert state.G_opt is not None, "enter a phase first"
         assert state.D_opt is not None, "enter a phase first"
 
-        # Update D.
+        # Update D; now and then its regularization apart.
         self._D_backward(parts, draws, phase)
         state.D_opt.step(phase.D_lr)
         state.D_opt.zero_grad()
+        if self.loss.D_interval and state.step % self.loss.D_interval == 0:
+            self._r1_backward(parts, draws, phase)
+            state.D_opt.step(phase.D_lr)
+            state.D_opt.zero_grad()
 
         # Gs follows G as it is before its step.
-        update_average(
-            state.Gs,
-            state.G,
-            batch=phase.batch,
-            half_life_kimg=self.config.average_half_life_kimg,
-        )
+        update_average(state.Gs, state.G, decay=self.config.decay(phase.batch))
 
         # Update G; D only passes gradients on.
         frozen = [p for p in state.D.parameters() if p.requires_grad]
@@ -159,20 +194,19 @@ class TrainingStep:
             parameter.requires_grad_()
         state.G_opt.step(phase.G_lr)
         state.G_opt.zero_grad()
+        if self.loss.G_interval and state.step % self.loss.G_interval == 0:
+            self._path_backward(parts, draws, phase)
+            state.G_opt.step(phase.G_lr)
+            state.G_opt.zero_grad()
 
         state.nimg += phase.batch
         state.step += 1
-        self._images += sum(len(part.reals) for part in parts)
 
     def summary(self) -> dict[str, float]:
         """Means over the images of all workers since the last call; waits for the device."""
-        totals = torch.cat([self._sums, self._sums.new_tensor([float(self._images)])])
-        _all_reduce(totals)
-        *sums, images = totals.tolist()
-        self._sums.zero_()
-        self._images = 0
-        names = ("loss/D", "loss/r1", "signs/real", "signs/fake", "loss/G")
-        means = {name: value / max(images, 1) for name, value in zip(names, sums, strict=True)}
+        means: dict[str, float] = {}
+        for sums in self._sums.values():
+            means |= sums.means()
         for name, adam in (("D", self.state.D_opt), ("G", self.state.G_opt)):
             means[f"skipped/{name}"] = 0.0 if adam is None else float(adam.skipped)
         return means
@@ -181,25 +215,101 @@ class TrainingStep:
         w_sums = []
         for number, part in enumerate(parts):
             with torch.no_grad():
-                fakes, w_sum = generate(self.state.G, draws.D(number), part.D_labels, phase.lod)
-            w_sums.append(w_sum)
-            with _unsynced(self._D_loss, last=number == len(parts) - 1):
-                loss, sums = self._D_loss(
-                    part.reals, fakes, part.D_labels, draws.gp_mix(number), phase.lod
+                fakes, w_sum = generate(
+                    self.state.G,
+                    draws.fakes(D_STEP, number),
+                    part.D_labels,
+                    phase.lod,
+                    precision=self.config.precision,
                 )
-                (loss * (self.split.world / phase.batch)).backward()
-            self._sums[:4] += sums
+            w_sums.append(w_sum)
+            with self._synced("D", last=number == len(parts) - 1) as D_loss:
+                loss, sums = D_loss(
+                    part.reals, fakes, part.D_labels, draws.judging(D_STEP, number), phase.lod
+                )
+                self._backward(loss, self.state.D_opt, phase)
+            self._sums["D"].add(sums, len(part.reals))
         self._move_w_avg(w_sums, phase)
+
+    def _r1_backward(self, parts: Sequence[Part], draws: MinibatchDraws, phase: Phase) -> None:
+        for number, part in enumerate(parts):
+            with self._synced("r1", last=number == len(parts) - 1) as r1:
+                loss, sums = r1(part.reals, part.D_labels, draws.judging(D_STEP, number), phase.lod)
+                self._backward(loss, self.state.D_opt, phase)
+            self._sums["r1"].add(sums, len(part.reals))
 
     def _G_backward(self, parts: Sequence[Part], draws: MinibatchDraws, phase: Phase) -> None:
         w_sums = []
         for number, part in enumerate(parts):
-            with _unsynced(self._G_loss, last=number == len(parts) - 1):
-                loss, sums, w_sum = self._G_loss(draws.G(number), part.G_labels, phase.lod)
-                (loss * (self.split.world / phase.batch)).backward()
+            with self._synced("G", last=number == len(parts) - 1) as G_loss:
+                loss, sums, w_sum = G_loss(
+                    draws.fakes(G_STEP, number),
+                    part.G_labels,
+                    draws.judging(G_STEP, number),
+                    phase.lod,
+                )
+                self._backward(loss, self.state.G_opt, phase)
             w_sums.append(w_sum)
-            self._sums[4:] += sums
+            self._sums["G"].add(sums, len(part.reals))
         self._move_w_avg(w_sums, phase)
+
+    def _path_backward(self, parts: Sequence[Part], draws: MinibatchDraws, phase: Phase) -> None:
+        """Path length regularization over the global batch, whatever its parts (DESIGN).
+
+        The moving mean must be known before the first backward; with several parts the lengths are
+        therefore taken twice.
+        """
+        loss, shrink = self.loss, self.loss.path_shrink
+        arguments = []
+        for number, part in enumerate(parts):
+            labels = part.G_labels
+            if labels is not None:
+                labels = labels[: len(part.reals) // shrink]
+            noise = draws.path_noise(number)
+            arguments.append((draws.fakes(PATH_STEP, number), labels, noise, phase.lod))
+
+        # Move the mean.
+        if len(parts) == 1:
+            lengths = [self._wrapped["path"](*arguments[0])]
+        else:
+            lengths = [self._modules["path"](*each).detach() for each in arguments]
+        total = torch.stack([each.detach().sum() for each in lengths]).sum()
+        _all_reduce(total)
+        images = phase.batch // shrink
+        mean = total / images
+        self.state.path_mean.lerp_(mean, loss.path_decay)
+
+        # Each part goes back with the factors of its own lengths.
+        for number, each in enumerate(arguments):
+            with self._synced("path", last=number == len(parts) - 1) as path:
+                mine = lengths[0] if len(parts) == 1 else path(*each)
+                factors = losses.path_factors(
+                    mine.detach(), mean, self.state.path_mean, loss.path_decay
+                )
+                weighted = (factors * mine).sum() * (loss.path_weight * loss.path_interval)
+                self._backward(weighted, self.state.G_opt, phase, images=images)
+            penalty = loss.path_weight * (mine.detach() - self.state.path_mean).square()
+            self._sums["path"].add(torch.stack([penalty.sum(), mine.detach().sum()]), len(mine))
+
+    def _backward(
+        self, loss: Tensor, adam: Adam | None, phase: Phase, *, images: int | None = None
+    ) -> None:
+        """From the sum over some images to gradients of the mean over the global batch."""
+        assert adam is not None, "enter a phase first"
+        loss = loss * (self.split.world / (phase.batch if images is None else images))
+        if adam.scale is not None:
+            loss = loss * adam.scale
+        loss.backward()
+
+    @contextmanager
+    def _synced(self, name: str, *, last: bool) -> Iterator[nn.Module]:
+        """The loss of this name; only its last backward exchanges gradients."""
+        module = self._wrapped[name]
+        if isinstance(module, DistributedDataParallel) and not last:
+            with module.no_sync():
+                yield module
+        else:
+            yield module
 
     @torch.no_grad()
     def _move_w_avg(self, w_sums: Sequence[Tensor], phase: Phase) -> None:
@@ -210,19 +320,33 @@ class TrainingStep:
         self.state.G.w_avg.copy_(torch.lerp(mean, self.state.G.w_avg, self.config.w_avg_beta))
 
 
+class _Sums:
+    """Sums of statistics on the device, and of how many images."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = names
+        self._sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
+
+    def add(self, sums: Tensor, images: int) -> None:
+        self._sums[:-1] += sums
+        self._sums[-1] += images
+
+    def means(self) -> dict[str, float]:
+        """Means over the images of all workers; none if there were no images."""
+        _all_reduce(self._sums)
+        *sums, images = self._sums.tolist()
+        self._sums.zero_()
+        if not images:
+            return {}
+        return {name: value / images for name, value in zip(self.names, sums, strict=True)}
+
+
 def _parallel(module: nn.Module) -> nn.Module:
     if not _distributed() or not any(p.requires_grad for p in module.parameters()):
         return module
     # Buffers are equal on all workers by construction, w_avg by its own all-reduce.
     options: dict[str, Any] = {_SYNC_BUFFERS: False}
     return DistributedDataParallel(module, **options)
-
-
-def _unsynced(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    if isinstance(module, DistributedDataParallel) and not last:
-        context: AbstractContextManager[None] = module.no_sync()
-        return context
-    return nullcontext()
 
 
 def _all_reduce(tensor: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stylegan import losses
-from stylegan.draws import GeneratorDraws
+from stylegan.draws import DiscriminatorDraws, GeneratorDraws
 from stylegan.networks.stylegan import (
     Discriminator,
     DiscriminatorConfig,
@@ -134,7 +134,7 @@ def test_penalties_and_networks_work_in_double_precision():
     reals = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     config = LossConfig(r1_gamma=10.0, r2_gamma=1.0)
     fakes, _ = generate(G, draws, None, 0.5)
-    total, _ = DiscriminatorLoss(D, config)(reals, fakes.detach(), None, None, 0.5)
+    total, _ = DiscriminatorLoss(D, config)(reals, fakes.detach(), None, DiscriminatorDraws(), 0.5)
     total.backward()
     weight = D.blocks["8"].conv0.weight
     assert weight.grad is not None
@@ -145,7 +145,9 @@ def test_penalties_and_networks_work_in_double_precision():
     for sign in (1, -1):
         with torch.no_grad():
             weight[0, 0, 1, 1] += sign * step
-        moved, _ = DiscriminatorLoss(D, config)(reals, fakes.detach(), None, None, 0.5)
+        moved, _ = DiscriminatorLoss(D, config)(
+            reals, fakes.detach(), None, DiscriminatorDraws(), 0.5
+        )
         values.append(float(moved.detach()))
         with torch.no_grad():
             weight[0, 0, 1, 1] -= sign * step
@@ -161,8 +163,8 @@ def test_the_sum_over_two_parts_is_the_loss_of_the_whole_batch():
     fakes = fakes.detach()
     reals = torch.rand(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     module = DiscriminatorLoss(D, LossConfig())
-    whole, sums = module(reals, fakes, None, None, 0.0)
-    parts = [module(reals[i::2], fakes[i::2], None, None, 0.0) for i in range(2)]
+    whole, sums = module(reals, fakes, None, DiscriminatorDraws(), 0.0)
+    parts = [module(reals[i::2], fakes[i::2], None, DiscriminatorDraws(), 0.0) for i in range(2)]
 
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole, rtol=1e-12, atol=0)
     torch.testing.assert_close(parts[0][1] + parts[1][1], sums, rtol=1e-12, atol=0)
@@ -237,14 +239,18 @@ def test_golden_losses_and_gradients_of_networks(name: str, case: str, lod: floa
     out = f"out/{case}_lod{lod:g}"
     if case.startswith("G"):
         network: nn.Module = G
-        total, _, _ = GeneratorLoss(G, D, _loss_config(case))(draws, None, lod)
+        total, _, _ = GeneratorLoss(G, D, _loss_config(case))(
+            draws, None, DiscriminatorDraws(), lod
+        )
     else:
         network = D
         reals = torch.from_numpy(goldens.network_images(golden["in/reals_u8"]))
         fakes, _ = generate(G, draws, None, lod)
         mix = torch.from_numpy(golden["in/mixing_factors"])
         module = DiscriminatorLoss(D, _loss_config(case))
-        total, _ = module(box_down(reals, 2**level), fakes.detach(), None, mix, lod)
+        total, _ = module(
+            box_down(reals, 2**level), fakes.detach(), None, DiscriminatorDraws(gp_mix=mix), lod
+        )
     (total / n).backward()
 
     assert float(total.detach()) / n == pytest.approx(float(golden[f"{out}/loss_mean"]), rel=1e-5)

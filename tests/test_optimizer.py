@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stylegan.average import update_average
 from stylegan.optimizer import Adam, OptimizerConfig, named
+from stylegan.step import StepConfig
 from tests.goldens import arrays, assert_close, entry, said, sets
 
 
@@ -60,7 +61,7 @@ def test_golden_decay_of_the_average(name: str, kimg: int):
         Gs, G = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
         nn.init.ones_(Gs.weight)
         nn.init.zeros_(G.weight)
-        update_average(Gs, G, batch=int(batch), half_life_kimg=kimg)
+        update_average(Gs, G, decay=StepConfig(average_half_life_kimg=kimg).decay(int(batch)))
         decays.append(Gs.weight.item())
     assert_close(decays, golden[f"out/Gs_beta_kimg{kimg}"], 1e-6, "decay")
 
@@ -71,7 +72,7 @@ def test_after_its_half_life_an_old_weight_counts_half_and_buffers_are_copied():
     G.running_mean += 7.0
 
     for _ in range(10):
-        update_average(Gs, G, batch=100, half_life_kimg=1)
+        update_average(Gs, G, decay=StepConfig(average_half_life_kimg=1).decay(100))
 
     torch.testing.assert_close(Gs.weight, torch.full((3,), 2.0))
     assert torch.equal(Gs.running_mean, G.running_mean)
@@ -80,7 +81,7 @@ def test_after_its_half_life_an_old_weight_counts_half_and_buffers_are_copied():
 
 def test_without_a_half_life_the_average_is_the_network_itself():
     Gs, G = nn.Linear(2, 2), nn.Linear(2, 2)
-    update_average(Gs, G, batch=8, half_life_kimg=0)
+    update_average(Gs, G, decay=StepConfig(average_half_life_kimg=0).decay(8))
     assert torch.equal(Gs.weight, G.weight)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan.draws import D_STEP, G_STEP, Draws, GeneratorDraws
+from stylegan.draws import PATH_STEP, DiscriminatorDraws, Draws, GeneratorDraws, Purpose
 from stylegan.networks.stylegan import (
     Discriminator,
     DiscriminatorConfig,
@@ -51,19 +51,11 @@ class SplitDraws:
         self.network, self.lod = network, lod
         self.indices = [torch.from_numpy(part) for part in parts]
 
-    def D(self, part: int) -> GeneratorDraws:
-        return self._generator(D_STEP, part)
-
-    def G(self, part: int) -> GeneratorDraws:
-        return self._generator(G_STEP, part)
-
-    def gp_mix(self, part: int) -> torch.Tensor:
-        return Draws(seed=0).gp_mix(self.indices[part]).to(self.network.w_avg)
-
-    def _generator(self, step: int, part: int) -> GeneratorDraws:
+    def fakes(self, step: int, part: int) -> GeneratorDraws:
+        indices = self._indices(step, part)
         drawn = Draws(seed=0).generator(
             step,
-            self.indices[part],
+            indices,
             first_index=0,
             z_size=self.network.config.z_size,
             noise_sides=self.network.noise_sides(self.lod),
@@ -73,10 +65,23 @@ class SplitDraws:
         dtype = self.network.w_avg.dtype
         return GeneratorDraws(
             z=drawn.z.to(dtype),
-            z_mix=drawn.z_mix.to(dtype),
+            z_mix=None if drawn.z_mix is None else drawn.z_mix.to(dtype),
             cutoff=drawn.cutoff,
             noise=[noise.to(dtype) for noise in drawn.noise],
         )
+
+    def judging(self, step: int, part: int) -> DiscriminatorDraws:
+        mix = Draws(seed=0).gp_mix(self.indices[part]).to(self.network.w_avg)
+        return DiscriminatorDraws(gp_mix=mix)
+
+    def path_noise(self, part: int) -> torch.Tensor:
+        indices, side = self._indices(PATH_STEP, part), 16 >> int(self.lod)
+        noise = Draws(seed=0).normal(Purpose.PATH_NOISE, indices=indices, count=3 * side * side)
+        return noise.unflatten(1, (3, side, side)).to(self.network.w_avg)
+
+    def _indices(self, step: int, part: int) -> torch.Tensor:
+        indices = self.indices[part]
+        return indices[: len(indices) // 2] if step == PATH_STEP else indices
 
 
 def reals_of(lod: float, dtype: torch.dtype, batch: int = BATCH) -> torch.Tensor:
@@ -124,6 +129,7 @@ def assert_equal_gradients(
 
 LOSSES = {
     "r1": LossConfig(),
+    "lazy": LossConfig(r1_interval=2, path_weight=2, path_interval=2),
     "wgan-gp": LossConfig(adversarial="wgan", r1_gamma=0, wgan_gp_weight=10, drift_weight=0.001),
 }
 LODS = (1.0, 0.4, 0.0)
@@ -135,6 +141,8 @@ LODS = (1.0, 0.4, 0.0)
         ("r1", 1.0, torch.float64, 4),
         ("r1", 0.4, torch.float64, 12),
         ("r1", 0.4, torch.float32, 4),
+        ("lazy", 0.4, torch.float64, 12),
+        ("lazy", 0.0, torch.float32, 4),
         ("wgan-gp", 0.4, torch.float64, 12),
         ("wgan-gp", 0.0, torch.float32, 4),
     ],

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from stylegan.draws import GeneratorDraws
+from stylegan.draws import D_STEP, G_STEP, DiscriminatorDraws, GeneratorDraws
 from stylegan.objective import LossConfig
 from stylegan.optimizer import OptimizerConfig
 from stylegan.reals import prepare_reals
@@ -23,14 +24,14 @@ class OfficialDraws:
             step: torch.from_numpy(values[f"in/it{iteration}/z_{step}"]) for step in ("d", "g")
         }
 
-    def D(self, part: int) -> GeneratorDraws:
-        return self._draws("d")
+    def fakes(self, step: int, part: int) -> GeneratorDraws:
+        return self._draws({D_STEP: "d", G_STEP: "g"}[step])
 
-    def G(self, part: int) -> GeneratorDraws:
-        return self._draws("g")
+    def judging(self, step: int, part: int) -> DiscriminatorDraws:
+        return DiscriminatorDraws()
 
-    def gp_mix(self, part: int) -> None:
-        return None
+    def path_noise(self, part: int) -> Tensor:
+        raise AssertionError("StyleGAN has no path length regularization")
 
     def _draws(self, step: str) -> GeneratorDraws:
         z = self._z[step]

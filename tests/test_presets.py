@@ -1,0 +1,169 @@
+"""Presets: each is what its paper says, and trains."""
+
+import csv
+import gzip
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline import config as configs
+from pipeline.options import PRESETS
+from pipeline.summary import show
+from stylegan.networks import family
+from stylegan.schedule import phase_at
+from tests.goldens import GOLDEN_DIR, entry, sets
+
+GIVEN = ["data.url=data", "run_url=run"]
+OVERLAYS = {"demo-data": "gan", "small-pggan": "pggan", "small": "stylegan-f"}
+"""Laid over another preset; with one that fits."""
+
+
+def names(pattern: str = "*") -> list[str]:
+    return sorted(
+        path.stem for path in PRESETS.glob(f"{pattern}.yaml") if path.stem not in OVERLAYS
+    )
+
+
+@pytest.mark.parametrize("preset", names())
+def test_every_preset_is_valid_and_survives_being_written_out(preset, tmp_path):
+    config = configs.load(preset, GIVEN)
+    assert config.name == preset
+    path = tmp_path / "written.yaml"
+    path.write_text(configs.to_yaml(config))
+    assert configs.load(str(path)) == config
+    assert configs.parse(configs.to_dict(config)) == config
+
+
+@pytest.mark.parametrize(("overlay", "preset"), OVERLAYS.items())
+def test_an_overlay_keeps_the_name_of_what_it_is_laid_over(overlay, preset):
+    config = configs.load([preset, overlay], GIVEN)
+    assert config.name == preset
+    assert config.network.resolution == 32
+
+
+@pytest.mark.parametrize("preset", [*names("stylegan*"), "pggan", "dcgan", "gan", "demo"])
+def test_every_preset_is_shown_by_a_dry_run(preset):
+    small = [preset, "small-pggan"] if preset == "pggan" else [preset, "small"]
+    config = configs.load(preset if preset in ("gan", "dcgan") else small, GIVEN)
+    console = Console(record=True, width=100)
+    show(config, console)
+    text = console.export_text()
+    assert f"name: {preset}" in text
+    assert "G: " in text
+    assert "nan" not in text
+
+
+def test_the_presets_that_are_promised_ship():
+    assert {"demo", "ffhq-256", "ffhq-512", "ffhq-1024", "celebahq-1024"} <= set(names())
+
+
+@pytest.mark.parametrize("resolution", [256, 512, 1024])
+def test_ffhq_presets_are_the_official_run_on_eight_gpus(resolution):
+    config = configs.load(f"ffhq-{resolution}", GIVEN)
+    assert config.schedule.total_kimg == 25_000
+    assert config.schedule.table == "official-8"
+    assert config.network.resolution == config.network.G.resolution == resolution
+    assert config.loss.r1_gamma == 10
+    assert config.data.mirror
+
+
+def test_the_celebahq_preset_trains_with_wgan_gp_and_capped_learning_rates():
+    config = configs.load("celebahq-1024", GIVEN)
+    assert (config.loss.adversarial, config.loss.wgan_gp_weight) == ("wgan", 10)
+    assert config.loss.r1_gamma == 0
+    assert max(config.schedule.lr.values()) == 0.002
+
+
+DIFFERENCES = [
+    ("stylegan-f", "ffhq-1024", {}),
+    ("stylegan-e", "stylegan-f", {"step.mixing_prob": 0}),
+    ("stylegan-d", "stylegan-e", {"network.G.use_noise": False}),
+    ("stylegan-c", "stylegan-d", {"network.G.const_input": False}),
+    (
+        "stylegan-b",
+        "stylegan-c",
+        {
+            "network.G.mapping_layers": 0,
+            "network.G.use_styles": False,
+            "network.G.use_instance_norm": False,
+            "network.G.use_pixel_norm": True,
+        },
+    ),
+    ("stylegan-traditional-0", "stylegan-b", {}),
+    ("stylegan-traditional-8", "stylegan-b", {"network.G.mapping_layers": 8}),
+    ("stylegan-mapping-0", "stylegan-f", {"network.G.mapping_layers": 0}),
+    ("stylegan-mapping-1", "stylegan-f", {"network.G.mapping_layers": 1}),
+    ("stylegan-mapping-2", "stylegan-f", {"network.G.mapping_layers": 2}),
+    ("stylegan-mapping-8", "stylegan-f", {}),
+    ("stylegan-mixing-0", "stylegan-e", {}),
+    ("stylegan-mixing-50", "stylegan-f", {"step.mixing_prob": 0.5}),
+    ("stylegan-mixing-90", "stylegan-f", {}),
+    ("stylegan-mixing-100", "stylegan-f", {"step.mixing_prob": 1}),
+    ("stylegan2-a", "stylegan-f", {}),
+    ("stylegan2-c", "stylegan2-b", {"loss.r1_interval": 16}),
+    ("stylegan2-d", "stylegan2-c", {"loss.path_weight": 2}),
+    (
+        "stylegan2-f",
+        "stylegan2-e",
+        {
+            "loss.r1_gamma": 10,
+            "network.G.fmap_base": 16384,
+            "network.D.fmap_base": 16384,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("preset", "other", "expected"), DIFFERENCES)
+def test_rows_of_the_tables_differ_in_what_the_papers_say(preset, other, expected):
+    mine, theirs = (configs.load(name, GIVEN).identity() for name in (preset, other))
+    changed = configs.differences(mine, theirs)
+    assert {key: mine for key, (mine, _) in changed.items()} == expected
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    with gzip.open(GOLDEN_DIR / entry(name)["file"], "rt", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", sets("C3_*"))
+def test_golden_stylegan2_schedules_are_those_of_the_presets(name):
+    """Batch, learning rates, lod and ticks; the number of GPUs chooses nothing here."""
+    for row in _rows(name):
+        resolution = int(row["resolution_max"])
+        letter = row["config"].removeprefix("config-")[0]
+        config = configs.load(f"stylegan2-{letter}", [*GIVEN, f"network.resolution={resolution}"])
+        phase = phase_at(round(float(row["kimg"]) * 1000), config.schedule, resolution=resolution)
+        assert phase.resolution == int(row["resolution"]), row
+        assert phase.batch == int(row["minibatch_size"]), row
+        assert phase.G_lr == pytest.approx(float(row["G_lrate"]), abs=1e-9), row
+        assert phase.D_lr == pytest.approx(float(row["D_lrate"]), abs=1e-9), row
+        assert phase.tick_kimg == float(row["tick_kimg"]), row
+        assert phase.lod == pytest.approx(float(row["lod"]), abs=1e-9), row
+
+
+@pytest.mark.parametrize("name", sets("C3_*"))
+def test_golden_stylegan2_options_are_those_of_the_presets(name):
+    for key, official in entry(name)["configs"].items():
+        letter = key.removeprefix("config-")[0]
+        config = configs.load(f"stylegan2-{letter}", GIVEN)
+        assert config.loss.r1_gamma == official["D_loss_args"]["gamma"], key
+        lazy = official["lazy_regularization"]
+        assert (config.loss.r1_interval, config.loss.D_interval) == ((16, 16) if lazy else (1, 0))
+        pathreg = official["G_loss_args"]["func_name"].endswith("pathreg")
+        assert config.loss.G_interval == (4 if pathreg else 0), key
+        for adam in ("G_opt_args", "D_opt_args"):
+            assert official[adam] == {
+                "beta1": config.optimizer.beta1,
+                "beta2": config.optimizer.beta2,
+                "epsilon": config.optimizer.epsilon,
+            }
+        if letter != "a":
+            fmap_base = official["G_args"].get("fmap_base", 16384)
+            assert config.network.G.fmap_base == config.network.D.fmap_base == fmap_base, key
+
+
+def test_every_kind_of_network_has_a_preset():
+    kinds = {configs.load(name, GIVEN).network.kind for name in names()}
+    assert kinds == set(family.KINDS)
