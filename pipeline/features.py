@@ -187,12 +187,10 @@ def fake_images(task: FakesTask) -> Iterator[Tensor]:
         yield torch.cat(parts)
 
 
-def choose_device(device: Device) -> torch.device:
-    """The device of this process."""
+def choose_device(device: Device, option: str = "evaluation.device") -> torch.device:
+    """The device of this process; `option` is what asked for it."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "evaluation.device is cuda, but torch sees no GPU here; choose cpu or auto"
-        )
+        raise ValueError(f"{option} is cuda, but torch sees no GPU here; choose cpu or auto")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 

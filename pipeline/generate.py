@@ -24,6 +24,7 @@ from data_prep import storage
 from pipeline import bundle as bundles
 from pipeline import grids, registry
 from pipeline.checkpoint import MARKER, Checkpoints
+from pipeline.features import Device, choose_device
 from stylegan import sample
 from stylegan.networks.interface import Generator
 
@@ -42,7 +43,7 @@ class Loaded:
     """What it is, in one line."""
 
 
-def load(model: str, *, tracking_uri: str = "", device: str = "auto") -> Loaded:
+def load(model: str, *, tracking_uri: str = "", device: Device = "auto") -> Loaded:
     """The generator that MODEL names (see the head of this file).
 
     Args:
@@ -51,9 +52,11 @@ def load(model: str, *, tracking_uri: str = "", device: str = "auto") -> Loaded:
         device: cpu, cuda, or auto for cuda where there is one.
 
     Raises:
-        ValueError: There is none, or its bytes are not those that were registered or committed.
+        ValueError: There is none, or its bytes are not those that were registered or committed,
+            or there is no such device.
         OSError: A server or store does not answer.
     """
+    place = choose_device(device, "--device")
     if model.startswith("models:/"):
         with tempfile.TemporaryDirectory(prefix="generate-") as scratch:
             uri = registry.tracking_uri(tracking_uri)
@@ -62,9 +65,7 @@ def load(model: str, *, tracking_uri: str = "", device: str = "auto") -> Loaded:
         bundle = bundles.load(storage.local_path(model))
     else:
         bundle = bundles.from_checkpoint(_checkpoint_url(model))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    Gs = bundle.generator().to(device)
+    Gs = bundle.generator().to(place)
     side = Gs.config.resolution >> int(bundle.lod)
     kimg = int(bundle.lineage.get("nimg", 0)) / 1000
     return Loaded(Gs=Gs, lod=bundle.lod, title=f"{model}: {side}x{side} px, {kimg:g} kimg")

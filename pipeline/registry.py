@@ -119,8 +119,11 @@ def pull(model: str, folder: Path, *, uri: str) -> Path:
         RegistryError: There is no such version.
         TrackingError: MLflow does not answer.
     """
+    parts = _MODEL.fullmatch(model)
+    if not parts:
+        raise RegistryError(f"model is {model!r}; write it as NAME@ALIAS or NAME/VERSION")
     client = connect(uri, create=False)
-    version = _find(client, model, uri)
+    version = _find(client, parts, uri)
     anchor = (version.tags or {}).get(ANCHOR)
     if not anchor:
         raise RegistryError(
@@ -291,11 +294,7 @@ def _download(client: "MlflowClient", version: "ModelVersion", name: str, folder
     return folder / name
 
 
-def _find(client: "MlflowClient", model: str, uri: str) -> "ModelVersion":
-    parts = _MODEL.fullmatch(model)
-    if not parts:
-        raise RegistryError(f"model is {model!r}; write it as NAME@ALIAS or NAME/VERSION")
-    version = None
+def _find(client: "MlflowClient", parts: re.Match[str], uri: str) -> "ModelVersion":
     if parts["alias"]:
         version = _found(client.get_model_version_by_alias, parts["name"], parts["alias"])
     else:
@@ -306,7 +305,7 @@ def _find(client: "MlflowClient", model: str, uri: str) -> "ModelVersion":
         rows.sort(key=lambda row: (row["name"] != parts["name"], not row["aliases"]))
         there = [_label(row) for row in rows]
         raise RegistryError(
-            f"{uri} has no {model.removeprefix('models:/')}; choose from "
+            f"{uri} has no {parts[0].removeprefix('models:/')}; choose from "
             f"{', '.join(there[:10]) or 'nothing: no model is registered there'}"
         )
     return version

@@ -9,6 +9,7 @@ StyleGAN's own tools draw for it, from NumPy's legacy generator, whose stream Nu
 Legend: n images, c h w, l layers, z w latent sizes, d label components.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -82,6 +83,9 @@ def sample(
         noise: The noise stored with the network, equal in all images, or drawn for each seed.
         lod: Level of detail of a network that is still growing; 0 = full size.
         batch: Images at a time.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
     images = []
     for start in range(0, len(seeds), batch):
@@ -103,6 +107,13 @@ def styles(
     labels: Float[Tensor, "n d"] | None = None,
 ) -> Float[Tensor, "n l w"]:
     """One w per layer of each seed; the arguments are those of `sample`."""
+    if not math.isfinite(psi):
+        raise ValueError(f"psi is {psi}; choose a finite number, such as 0.7, or 1 for none")
+    if cutoff is not None and not 0 <= cutoff <= Gs.layers():
+        raise ValueError(
+            f"cutoff is {cutoff}, but the network has {Gs.layers()} layers to truncate; choose "
+            f"from 0 to {Gs.layers()}, or leave it out for all"
+        )
     device = Gs.w_avg.device
     z = latents(seeds, Gs.config.z_size).to(device)
     ws = Gs.broadcast(Gs.mapping(z, None if labels is None else labels.to(device)))

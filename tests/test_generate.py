@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline import bundle as bundles
@@ -121,6 +122,11 @@ def test_a_pulled_folder_with_changed_bytes_is_refused(pulled, tmp_path, capsys)
         (["--model", "models:/faces"], "write it as NAME@ALIAS"),
         (["--model", "{pulled}", "--seeds", "5-1"], "seeds are '5-1'; write numbers from 0 to"),
         (["--model", "{pulled}", "--seeds", "0-200000"], "at most 100000 images at a time"),
+        (["--model", ""], "the URL of a folder is empty"),
+        (["--model", "{pulled}", "--cutoff", "-3"], "cutoff is -3, but the network has 8 layers"),
+        (["--model", "{pulled}", "--cutoff", "9"], "choose from 0 to 8, or leave it out for all"),
+        (["--model", "{pulled}", "--psi", "nan"], "psi is nan; choose a finite number"),
+        (["--model", "{pulled}", "--psi", "inf"], "psi is inf; choose a finite number"),
     ],
 )
 def test_bad_input_is_answered_in_one_line(pulled, tmp_path, capsys, argv, message):
@@ -133,6 +139,22 @@ def test_bad_input_is_answered_in_one_line(pulled, tmp_path, capsys, argv, messa
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said_before_the_model_is_read(tmp_path, capsys):
+    argv = ("images", "--model", tmp_path / "none", "--device", "cuda", "--out", tmp_path / "out")
+    assert run(*argv) == 1
+    assert capsys.readouterr().err == (
+        "error: --device is cuda, but torch sees no GPU here; choose cpu or auto\n"
+    )
+
+
+def test_mixing_wants_a_finite_psi_too(pulled, tmp_path, capsys):
+    out = tmp_path / "mixing.png"
+    assert run("mixing", "--model", pulled, "--psi", "nan", "--out", out) == 1
+    assert "psi is nan; choose a finite number" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_seeds_are_numbers_and_ranges():
