@@ -1,7 +1,9 @@
-"""Pictures out of a trained generator.
+r"""Pictures out of a trained generator.
 
     python -m pipeline.generate images --model models:/faces@champion --seeds 0-31 --out out
     python -m pipeline.generate mixing --model models/faces --rows 0-3 --cols 4-9 --out mixing.png
+    python -m pipeline.generate arithmetic --model models/faces --plus 0-2 --minus 3-5 --plus 6-8 \
+        --out sum.png
 
 MODEL is models:/NAME@ALIAS or models:/NAME/VERSION of the registry, a folder that
 `pipeline.registry pull` has filled, or the URL of a committed checkpoint or of a run (its newest
@@ -23,8 +25,9 @@ from torch import Tensor
 from data_prep import storage
 from pipeline import bundle as bundles
 from pipeline import grids, registry
-from pipeline.checkpoint import MARKER, Checkpoints
+from pipeline.checkpoint import Checkpoints
 from pipeline.features import Device, choose_device
+from pipeline.marker import MARKER
 from stylegan import sample
 from stylegan.networks.interface import Generator
 
@@ -131,6 +134,27 @@ def write_mixing(
     return path
 
 
+def write_arithmetic(
+    loaded: Loaded,
+    path: Path,
+    *,
+    terms: Sequence[tuple[int, Sequence[int]]],
+    space: sample.Space,
+    psi: float,
+    label: int | None = None,
+) -> Path:
+    """A row for each group of seeds with the image of its mean at the end; below, the sum."""
+    if not terms:
+        raise ValueError("there is nothing to add up; give groups of seeds with --plus and --minus")
+    rows = sample.arithmetic(
+        loaded.Gs, terms, space=space, psi=psi, label=_labels(loaded.Gs, label, 1), lod=loaded.lod
+    )
+    names = [[*map(str, seeds), "+ mean" if sign > 0 else "- mean"] for sign, seeds in terms]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grids.table(rows, at_least_px=64, labels=[*names, ["sum"]]).save(path, format="PNG")
+    return path
+
+
 def parse_seeds(text: str) -> list[int]:
     """Seeds from a text such as 0-31 or 1,5,20-22."""
     seeds: list[int] = []
@@ -165,6 +189,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 noise=args.noise,
             )
             print(f"{len(paths) - 1} images and grid.png in {args.out}")
+        elif args.command == "arithmetic":
+            write_arithmetic(
+                loaded,
+                args.out,
+                terms=[(sign, parse_seeds(text)) for sign, text in args.terms],
+                space=args.space,
+                psi=args.psi,
+                label=args.label,
+            )
+            print(f"latent arithmetic in {args.out}")
         else:
             write_mixing(
                 loaded,
@@ -200,7 +234,22 @@ def _parser() -> argparse.ArgumentParser:
         "--layers", default="coarse", help="of B: coarse, middle, fine or 2-5 (%(default)s)"
     )
     mixing.add_argument("--out", type=Path, required=True, metavar="FILE.png")
-    for command in (images, mixing):
+    arithmetic = commands.add_parser("arithmetic", help="sums and differences of mean latents")
+    for name, sign in (("--plus", 1), ("--minus", -1)):
+        arithmetic.add_argument(
+            name,
+            dest="terms",
+            action="append",
+            default=[],
+            type=lambda text, sign=sign: (sign, text),
+            metavar="SEEDS",
+            help="a group whose mean is added or subtracted, such as 0-2; may be given again",
+        )
+    arithmetic.add_argument(
+        "--space", choices=["z", "w"], default="w", help="whose means are taken (%(default)s)"
+    )
+    arithmetic.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    for command in (images, mixing, arithmetic):
         command.add_argument("--model", required=True, help="models:/NAME@ALIAS, DIR or URL")
         command.add_argument("--psi", type=float, default=0.7, help="truncation (%(default)s)")
         command.add_argument("--label", type=int, help="class, where the network has labels")

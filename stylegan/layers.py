@@ -117,15 +117,22 @@ def _spread(kernel: Float[Tensor, "o i 3 3"]) -> Float[Tensor, "o i 4 4"]:
     return rows[..., 1:] + rows[..., :-1]
 
 
+def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """x in float32 at least: what sums and squares are taken of under autocast."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def pixel_norm(x: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
     """Scale the features of each pixel to unit mean square (Karras et al. 2018, Section 4.2)."""
-    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+    scale = torch.rsqrt(wide(x).square().mean(dim=1, keepdim=True) + 1e-8)
+    return x * scale.to(x.dtype)
 
 
 def instance_norm(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """Zero mean and unit variance of each feature map of each image (Huang & Belongie 2017)."""
-    centred = x - x.mean(dim=(2, 3), keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(dim=(2, 3), keepdim=True) + 1e-8)
+    centred = wide(x) - wide(x).mean(dim=(2, 3), keepdim=True)
+    scale = torch.rsqrt(centred.square().mean(dim=(2, 3), keepdim=True) + 1e-8)
+    return (centred * scale).to(x.dtype)
 
 
 def append_minibatch_stddev(
@@ -148,7 +155,7 @@ def append_minibatch_stddev(
             f"a batch of {n} images does not split into minibatch-stddev groups of {group}; "
             f"give D multiples of {group} images or set D.mbstd_group to a divisor of {n}"
         )
-    groups = x.reshape(group, n // group, features, c // features, h, w)
+    groups = wide(x).reshape(group, n // group, features, c // features, h, w)
     stddev = torch.sqrt(groups.var(dim=0, correction=0) + 1e-8)
     maps = stddev.mean(dim=(2, 3, 4))[:, :, None, None]  # [n / group, features, 1, 1]
-    return torch.cat([x, maps.repeat(group, 1, h, w)], dim=1)
+    return torch.cat([x, maps.repeat(group, 1, h, w).to(x.dtype)], dim=1)

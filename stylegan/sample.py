@@ -26,6 +26,7 @@ from stylegan.networks.interface import Generator, GeneratorConfig
 from stylegan.state import load_network
 
 Noise = Literal["stored", "keyed"]
+Space = Literal["z", "w"]
 
 MAX_SEED = 2**32 - 1
 _RANGES = {"coarse": (0, 4), "middle": (4, 8), "fine": (8, 2**31)}  # 4-8 px, 16-32 px, 64 px up
@@ -188,6 +189,53 @@ def mixing_grid(
         mixed[1:, layers] = columns[:, layers]
         grid.append(to_uint8(Gs.synthesis(mixed, lod=lod)).cpu())
     return grid
+
+
+@torch.no_grad()
+def arithmetic(
+    Gs: Generator,
+    terms: Sequence[tuple[int, Sequence[int]]],
+    *,
+    space: Space = "w",
+    psi: float = 1.0,
+    cutoff: int | None = None,
+    label: Float[Tensor, "1 d"] | None = None,
+    lod: float = 0.0,
+) -> list[UInt8[Tensor, "_ c h w"]]:
+    """Sums and differences of the means of groups of latents (Radford et al. 2016, Section 6.3.2).
+
+    Args:
+        Gs: The generator, of any kind.
+        terms: (+1 or -1, seeds) of each group, such as smiling women - women + men.
+        space: Take means of z, or of w behind the mapping network.
+        psi: As in `sample`.
+        cutoff: As in `sample`.
+        label: One for all, where the network has labels.
+        lod: As in `sample`.
+
+    Returns:
+        For each term the images of its seeds and that of their mean; then that of the sum.
+    """
+    device = Gs.w_avg.device
+
+    def to_w(z: Tensor) -> Tensor:
+        labels = None if label is None else label.to(device).expand(len(z), -1)
+        w: Tensor = Gs.mapping(z, labels)
+        return w
+
+    def draw(latent: Tensor) -> Tensor:
+        ws = Gs.broadcast(to_w(latent) if space == "z" else latent)
+        ws = Gs.truncate(ws, psi=psi, cutoff=ws.shape[1] if cutoff is None else cutoff)
+        return to_uint8(Gs.synthesis(ws, lod=lod)).cpu()
+
+    rows, total = [], torch.zeros(())
+    for sign, seeds in terms:
+        z = latents(seeds, Gs.config.z_size).to(device)
+        group = z if space == "z" else to_w(z)
+        mean = group.mean(dim=0, keepdim=True)
+        total = total.to(device) + sign * mean
+        rows.append(draw(torch.cat([group, mean])))
+    return [*rows, draw(total)]
 
 
 def one_hot(classes: Int64[Tensor, " n"], label_size: int) -> Float[Tensor, "n d"]:

@@ -150,6 +150,20 @@ def test_a_gpu_that_is_not_there_is_said_before_the_model_is_read(tmp_path, caps
     )
 
 
+def test_arithmetic_shows_each_group_with_its_mean_and_the_sum(pulled, tmp_path):
+    out = tmp_path / "deep" / "sum.png"
+    groups = ("--plus", "0-2", "--minus", "3-5", "--plus", "6,7")
+    assert run("arithmetic", "--model", pulled, *groups, "--out", out) == 0
+    width, height = Image.open(out).size
+    assert width > 4 * 64
+    assert height > 4 * 64
+
+
+def test_arithmetic_of_nothing_is_refused(pulled, tmp_path, capsys):
+    assert run("arithmetic", "--model", pulled, "--out", tmp_path / "sum.png") == 1
+    assert "give groups of seeds with --plus and --minus" in capsys.readouterr().err
+
+
 def test_mixing_wants_a_finite_psi_too(pulled, tmp_path, capsys):
     out = tmp_path / "mixing.png"
     assert run("mixing", "--model", pulled, "--psi", "nan", "--out", out) == 1

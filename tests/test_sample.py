@@ -9,6 +9,7 @@ from torch.nn.functional import avg_pool2d
 
 from stylegan.networks.stylegan import Generator, GeneratorConfig
 from stylegan.sample import (
+    arithmetic,
     build,
     describe,
     latents,
@@ -119,6 +120,22 @@ def test_mixing_takes_the_layers_of_b_and_the_rest_of_a(Gs):
         assert (nothing[row][1:].int() - nothing[row][:1].int()).abs().max() <= 1
         assert not torch.equal(coarse[row][1], coarse[0][0])
         assert not torch.equal(coarse[row][1], coarse[row][0])
+
+
+@pytest.mark.parametrize("space", ["z", "w"])
+def test_arithmetic_of_one_seed_minus_and_plus_another_is_that_seed(Gs, space):
+    """a - b + b = a in either space, and the mean of one latent is that latent."""
+    rows = arithmetic(Gs, [(1, [3]), (-1, [4]), (1, [4])], space=space, psi=0.7)
+
+    assert [len(row) for row in rows] == [2, 2, 2, 1]
+    for seed, row in zip([3, 4, 4], rows, strict=False):
+        assert (row.int() - sample(Gs, [seed], psi=0.7).int()).abs().max() <= 1
+    assert (rows[-1][0].int() - rows[0][0].int()).abs().max() <= 1
+
+
+def test_the_mean_of_a_group_differs_between_z_and_w(Gs):
+    in_z, in_w = (arithmetic(Gs, [(1, [1, 2, 3])], space=space)[0][-1] for space in ("z", "w"))
+    assert not torch.equal(in_z, in_w)
 
 
 def test_a_generator_is_rebuilt_from_its_description_and_tensors(Gs):

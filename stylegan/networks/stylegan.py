@@ -109,14 +109,15 @@ class Epilogue(nn.Module):
     ) -> Float[Tensor, "n c h w"]:
         if self.noise_strength is not None:
             assert noise is not None, "a layer with a noise input got none"
-            x = torch.addcmul(x, noise.to(x.dtype), self.noise_strength[:, None, None])
-        x = activate(x + self.bias[:, None, None], self.config.activation)
+            strength = self.noise_strength.to(x.dtype)[:, None, None]
+            x = torch.addcmul(x, noise.to(x.dtype), strength)
+        x = activate(x + self.bias.to(x.dtype)[:, None, None], self.config.activation)
         if self.config.use_pixel_norm:
             x = pixel_norm(x)
         if self.config.use_instance_norm:
             x = instance_norm(x)
         if self.style is not None:
-            scale, shift = self.style(w)[:, :, None, None].chunk(2, dim=1)
+            scale, shift = self.style(w).to(x.dtype)[:, :, None, None].chunk(2, dim=1)
             x = torch.addcmul(shift, x, scale + 1)
         return x
 
