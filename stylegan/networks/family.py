@@ -4,13 +4,25 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from stylegan.networks import interface, pggan, stylegan
+from stylegan.networks import dcgan, gan, interface, pggan, stylegan
 
-KINDS: dict[str, ModuleType] = {"pggan": pggan, "stylegan": stylegan}
+KINDS: dict[str, ModuleType] = {
+    "gan": gan,
+    "dcgan": dcgan,
+    "pggan": pggan,
+    "stylegan": stylegan,
+}
 """One module a paper, each with GeneratorConfig, Generator, DiscriminatorConfig, Discriminator."""
 
-GeneratorConfig = pggan.GeneratorConfig | stylegan.GeneratorConfig
-DiscriminatorConfig = pggan.DiscriminatorConfig | stylegan.DiscriminatorConfig
+GeneratorConfig = (
+    gan.GeneratorConfig | dcgan.GeneratorConfig | pggan.GeneratorConfig | stylegan.GeneratorConfig
+)
+DiscriminatorConfig = (
+    gan.DiscriminatorConfig
+    | dcgan.DiscriminatorConfig
+    | pggan.DiscriminatorConfig
+    | stylegan.DiscriminatorConfig
+)
 
 
 def generator_config(options: Mapping[str, Any]) -> interface.GeneratorConfig:

@@ -23,18 +23,14 @@ class NetworkConfig:
     kind: str
     """Name of the paper's module."""
     resolution: int
-    """Side of full-size images in pixels, a power of two."""
+    """Side of full-size images in pixels; a power of two for networks that grow."""
     channels: int = 3
     """Colour channels of the images."""
     label_size: int = 0
     """Components of a label; 0 = no labels."""
 
     def __post_init__(self) -> None:
-        if self.resolution < 4 or self.resolution & (self.resolution - 1):
-            raise ValueError(
-                f"resolution is {self.resolution}; it must be a power of two of at least 4: "
-                "choose 4, 8, 16, ... and prepare the images at that size"
-            )
+        self._check_resolution()
         self._at_least("channels", 1)
         self._at_least("label_size", 0)
 
@@ -47,6 +43,13 @@ class NetworkConfig:
     def grows(self) -> bool:
         """Whether lods above 0 exist."""
         return False
+
+    def _check_resolution(self) -> None:
+        if self.resolution < 4 or self.resolution & (self.resolution - 1):
+            raise ValueError(
+                f"resolution is {self.resolution}; it must be a power of two of at least 4: "
+                "choose 4, 8, 16, ... and prepare the images at that size"
+            )
 
     def _at_least(self, key: str, least: int) -> None:
         if getattr(self, key) < least:
@@ -84,6 +87,11 @@ class DiscriminatorConfig(NetworkConfig):
         """Numbers in [0, 1) that dropout takes for each image; 0 without dropout."""
         return 0
 
+    @property
+    def class_logits(self) -> int:
+        """Outputs of D beside the logit: one for each class it tells apart."""
+        return 0
+
 
 class Generator(nn.Module, ABC):
     """z to images, by way of one w per layer."""
@@ -109,7 +117,7 @@ class Generator(nn.Module, ABC):
 
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in images of `lod`."""
-        _only_full_size(self.config, lod)
+        only_full_size(self.config, lod)
         return list(self.parameters())
 
     def broadcast(self, w: Float[Tensor, "n w_size"]) -> Float[Tensor, "n l w_size"]:
@@ -174,7 +182,7 @@ class Discriminator(nn.Module, ABC):
 
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in logits of `lod`."""
-        _only_full_size(self.config, lod)
+        only_full_size(self.config, lod)
         return list(self.parameters())
 
 
@@ -225,7 +233,12 @@ def parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return [parameter for module in modules for parameter in module.parameters()]
 
 
-def _only_full_size(config: NetworkConfig, lod: float) -> None:
+def only_full_size(config: NetworkConfig, lod: float) -> None:
+    """See that a network that does not grow is asked for full-size images.
+
+    Raises:
+        ValueError: It is not.
+    """
     if lod:
         raise ValueError(
             f"lod is {lod}, but {config.name} does not grow; choose lod 0, or a network that grows"
