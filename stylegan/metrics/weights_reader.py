@@ -143,10 +143,10 @@ class _Unpickler(pickle.Unpickler):
         self._storages: dict[str, Tensor] = {}
         self._globals: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _frozen(_rebuild_tensor),
-            ("torch._utils", "_rebuild_parameter"): _frozen(lambda data, *_: data),
+            ("torch._utils", "_rebuild_tensor_v2"): frozen(rebuild_tensor),
+            ("torch._utils", "_rebuild_parameter"): frozen(lambda data, *_: data),
             **{("torch", name): dtype for name, dtype in DTYPES.items()},
-            **{("torch.jit._pickle", name): _frozen(list) for name in LISTS},
+            **{("torch.jit._pickle", name): frozen(list) for name in LISTS},
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -155,10 +155,7 @@ class _Unpickler(pickle.Unpickler):
             return type(name, (Record,), {"__slots__": ()})
         if (module, name) in self._globals:
             return self._globals[module, name]
-        raise ArchiveError(
-            f"the pickle asks for {module}.{name}, which is not data; the file is not what it "
-            f"claims to be or needs converting to safetensors by someone who trusts it"
-        )
+        raise refusal(module, name)
 
     def persistent_load(self, pid: Any) -> Tensor:
         """One storage as a flat tensor: ("storage", dtype, key, device, number of elements)."""
@@ -185,7 +182,15 @@ class _Unpickler(pickle.Unpickler):
         return torch.frombuffer(bytearray(self._archive.read(info)), dtype=dtype)
 
 
-def _frozen(function: Callable[..., Any]) -> Any:
+def refusal(module: str, name: str) -> ArchiveError:
+    """What is raised when a pickle asks for more than data."""
+    return ArchiveError(
+        f"the pickle asks for {module}.{name}, which is not data; the file is not what it "
+        f"claims to be or needs converting to safetensors by someone who trusts it"
+    )
+
+
+def frozen(function: Callable[..., Any]) -> Any:
     """A callable without attributes to set, so that BUILD in a pickle cannot alter it."""
 
     class Call:
@@ -197,7 +202,7 @@ def _frozen(function: Callable[..., Any]) -> Any:
     return Call()
 
 
-def _rebuild_tensor(
+def rebuild_tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_rest: Any
 ) -> Tensor:
     """A part of a storage, copied; its last element must lie inside."""

@@ -1,0 +1,486 @@
+"""Official networks as ours: where tensors go, what is refused, and the command."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline import bundle as bundles
+from pipeline import generate, import_official
+from stylegan import sample
+from stylegan.metrics.weights_reader import ArchiveError
+from stylegan.networks import family
+from stylegan.official import snapshot, tensorflow
+from stylegan.official.names import names
+from tests.official_pickles import (
+    EasyDict,
+    Module,
+    Network,
+    ProgressiveNetwork,
+    dumps,
+    torch_fields,
+)
+
+SIZES = {"resolution": 16, "num_channels": 3, "fmap_base": 32, "fmap_max": 8}
+MAPPING = {"latent_size": 6, "dlatent_size": 7, "mapping_layers": 3, "mapping_fmaps": 5}
+
+
+def options_of(build: tensorflow.Build, **more: Any) -> dict[str, Any]:
+    mapping = MAPPING if build.generator and build.kind != "pggan" else {}
+    return {**SIZES, **mapping, "label_size": 2, **more}
+
+
+def network_of(build: tensorflow.Build, **fields: Any) -> Any:
+    """A network of ours with those options."""
+    module, which = family.KINDS[build.kind], "Generator" if build.generator else "Discriminator"
+    sizes = {"resolution": 16, "channels": 3, "fmap_base": 32, "fmap_max": 8, "label_size": 2}
+    if build.generator and build.kind == "pggan":
+        sizes |= {"z_size": 8}
+    elif build.generator:
+        sizes |= {"z_size": 6, "w_size": 7, "mapping_layers": 3, "mapping_width": 5}
+    config = getattr(module, f"{which}Config")(**sizes | dict(build.fields) | fields)
+    network = getattr(module, which)(config)
+    rng = torch.Generator().manual_seed(1)
+    for name, tensor in network.state_dict().items():
+        if name in names(network):
+            tensor.normal_(generator=rng)
+    return network.eval()
+
+
+def pickled(
+    network: Any, built_by: tuple[str, ...], *, original: bool | None = None, **changes: Any
+) -> Network:
+    """A network of ours as TensorFlow's code would pickle it; `changes` to what it holds.
+
+    `original`: by Progressive GAN's own repository; its networks are, unless StyleGAN's did it.
+    """
+    original = built_by[0] in ("G_paper", "D_paper") if original is None else original
+    parts: dict[str, list[Any]] = {"": [("lod", np.float32(0))], "G_synthesis": [], "G_mapping": []}
+    state = network.state_dict()
+    for ours, theirs in names(network).items():
+        scope, _, local = theirs.partition("/")
+        scope, local = (scope, local) if scope in parts else ("", theirs)
+        parts[scope].append((local, official_layout(theirs, state[ours], original)))
+    made = ProgressiveNetwork if original else Network
+    record = {"version": 2 if original else 4, "build_module_src": "", "static_kwargs": {}}
+    if len(built_by) > 1:
+        scopes = {"mapping": "G_mapping", "synthesis": "G_synthesis"}
+        record["components"] = EasyDict(
+            {
+                part: made({**record, "build_func_name": by, "variables": parts[scopes[part]]})
+                for part, by in zip(("mapping", "synthesis"), built_by[1:], strict=True)
+            }
+        )
+    record |= {"build_func_name": built_by[0], "variables": parts[""]}
+    return made(record | changes)
+
+
+def official_layout(name: str, tensor: Tensor, original: bool) -> Any:
+    """[o i kh kw] to [kh kw i o], [o i] to [i o]; scalars as NumPy scalars."""
+    if tensor.ndim == 4 and name.endswith("weight"):
+        tensor = tensor.permute(2, 3, 1, 0)
+        if original and name.endswith("Conv0_up/weight"):
+            tensor = tensor.transpose(2, 3)
+    elif tensor.ndim == 2 and "LabelConcat" not in name:
+        tensor = tensor.T
+    return tensor.numpy()[()]
+
+
+def read(thing: Any, name: snapshot.Name) -> snapshot.Imported:
+    return snapshot.read(dumps(thing), name)
+
+
+BUILDS = {
+    "-".join((*built_by, *map(str, options.values()))): (built_by, options, fields)
+    for built_by, options, fields in [
+        (("G_paper",), {"use_leakyrelu": False, "fused_scale": True}, {"activation": "relu"}),
+        (("D_paper",), {"mbstd_group_size": 2}, {"mbstd_group": 2}),
+        (
+            ("G_style", "G_mapping", "G_synthesis"),
+            {"fused_scale": "auto", "truncation_psi": 0.6, "dtype": "float32"},
+            {},
+        ),
+        (
+            ("G_style", "G_mapping", "G_synthesis"),
+            {"fused_scale": True, "const_input_layer": False, "blur_filter": None},
+            {"fused_scale": "always", "const_input": False, "blur": ()},
+        ),
+        (("D_basic",), {"fused_scale": True, "nonlinearity": "relu"}, {"activation": "relu"}),
+        (
+            ("G_main", "G_mapping", "G_synthesis_stylegan2"),
+            {"architecture": "resnet", "resample_kernel": [1, 2, 1]},
+            {"architecture": "residual", "fir": (1, 2, 1)},
+        ),
+        (
+            ("G_main", "G_mapping", "G_synthesis_stylegan2"),
+            {"fused_modconv": True, "mapping_nonlinearity": "relu"},
+            {"mapping_activation": "relu"},
+        ),
+        (
+            ("G_main", "G_mapping", "G_synthesis_stylegan_revised"),
+            {"synthesis_func": "G_synthesis_stylegan_revised"},
+            {},
+        ),
+        (("D_stylegan2",), {"architecture": "skip"}, {"architecture": "skip"}),
+        (("D_stylegan2",), {"architecture": "orig"}, {"architecture": "plain"}),
+        (("D_stylegan",), {"structure": "recursive"}, {}),
+    ]
+}
+
+
+def test_every_build_function_is_tested():
+    assert {built_by for built_by, _, _ in BUILDS.values()} == set(tensorflow.BUILDS)
+
+
+@pytest.mark.parametrize(("built_by", "options", "fields"), BUILDS.values(), ids=BUILDS)
+def test_a_network_that_tensorflow_pickled_is_the_one_it_was(built_by, options, fields):
+    build = tensorflow.BUILDS[built_by]
+    expected = network_of(build, **fields)
+    record = pickled(expected, built_by, static_kwargs=options_of(build, **options))
+    name = "Gs" if build.generator else "D"
+
+    found = read((record, record, record), name)
+
+    assert found.network.config == expected.config
+    assert list(found.network.state_dict()) == list(expected.state_dict())
+    for key, tensor in found.network.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[key]), key
+    psi = options.get("truncation_psi", build.truncation[0])
+    assert (found.facts["truncation_psi"], found.facts["truncation_cutoff"]) == (
+        psi,
+        build.truncation[1],
+    )
+
+
+def test_progressive_gan_as_the_repository_of_stylegan_pickled_it():
+    build = tensorflow.BUILDS["G_paper",]
+    expected, options = network_of(build), options_of(build, latent_size=None)
+
+    records = [
+        pickled(expected, ("G_paper",), original=original, static_kwargs=options)
+        for original in (True, False)
+    ]
+
+    for record, name in zip(records, ("tfutil", "dnnlib"), strict=True):
+        assert name.encode() in dumps(record)
+        found = read((record,) * 3, "Gs").network.state_dict()
+        torch.testing.assert_close(found, expected.state_dict(), rtol=0, atol=0)
+
+
+STYLE = ("G_style", "G_mapping", "G_synthesis")
+
+
+@pytest.mark.parametrize("growing", [True, False])
+def test_the_lod_of_a_network_that_grows_comes_along(growing: bool):
+    built_by = ("D_basic",) if growing else ("D_stylegan2",)
+    build = tensorflow.BUILDS[built_by]
+    record = pickled(network_of(build), built_by, static_kwargs=options_of(build))
+    record.state["variables"][0] = ("lod", np.float32(1.5))
+
+    assert read((None, record, None), "D").lod == (1.5 if growing else 0)
+
+
+@pytest.mark.parametrize(
+    ("built_by", "options", "message"),
+    [
+        (STYLE, {"fmap_decay": 2.0}, r"option fmap_decay=2\.0, but stylegan has only fmap_decay=1"),
+        (STYLE, {"use_capsules": True}, "option use_capsules=True, but stylegan has no such"),
+        (STYLE, {"nonlinearity": "swish"}, "has the activation 'swish'; networks here have leaky"),
+        (STYLE, {"resolution": 32}, "G_synthesis/32x32/Conv0_up/Noise/weight is missing"),
+        (STYLE, {"dlatent_size": 6}, r"Dense2/bias is \[7\] instead of \[6\]"),
+        (STYLE, {"resolution": "wide"}, "options describe no network"),
+        (("G_paper",), {"normalize_latents": False}, "only normalize_latents=True"),
+        (("D_paper",), {"fused_scale": False}, "only fused_scale=True"),
+        (("D_stylegan2",), {"architecture": "spiral"}, "'spiral'"),
+    ],
+)
+def test_options_that_networks_here_do_not_have_are_refused(built_by, options, message):
+    build = tensorflow.BUILDS[built_by]
+    record = pickled(network_of(build), built_by, static_kwargs=options_of(build, **options))
+
+    with pytest.raises(ValueError, match=message):
+        read((record,) * 3, "G" if build.generator else "D")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"build_func_name": "D_main"}, "built by D_main, but those .* G_paper; D_paper; G_style"),
+        ({"build_func_name": None}, "build_func_name of a network is NoneType, not str"),
+        ({"static_kwargs": [1]}, "static_kwargs of a network is list"),
+        ({"variables": []}, "do not fit D .*: 16x16/Conv0/bias is missing, .* \\.\\.\\."),
+        ({"variables": [("lod", "high")]}, "variable lod is str, not an array"),
+        ({"variables": [7]}, "is int, not an array"),
+        ({"components": {"mapping": 3}}, "part mapping of a network is int"),
+        ({"components": {"third": Network({})}}, "part third of a network"),
+    ],
+)
+def test_records_that_are_no_network_of_ours_are_refused(changes, message):
+    build = tensorflow.BUILDS["D_basic",]
+    record = pickled(network_of(build), ("D_basic",), static_kwargs=options_of(build))
+    record.state.update(changes)
+
+    with pytest.raises(ValueError, match=message):
+        read((record,) * 3, "D")
+
+
+@pytest.mark.parametrize("tree", [[], {}, {"G_ema": 5}, (1, 2, 3), "text", None])
+def test_a_pickle_without_networks_is_refused(tree):
+    with pytest.raises(ArchiveError, match="without Gs; official snapshots hold"):
+        read(tree, "Gs")
+
+
+def test_a_discriminator_in_the_place_of_a_generator_is_refused():
+    build = tensorflow.BUILDS["D_basic",]
+    record = pickled(network_of(build), ("D_basic",), static_kwargs=options_of(build))
+    with pytest.raises(ArchiveError, match="has a D in the place of Gs"):
+        read((record,) * 3, "Gs")
+
+
+# Of PyTorch. The expected numbers are those of stylegan2-ada-pytorch on a CPU for these tensors.
+
+G_SHAPES = {
+    "synthesis.b4.const": (6, 4, 4),
+    "synthesis.b8.conv0.weight": (4, 6, 3, 3),
+    "synthesis.b8.conv0.bias": (4,),
+    "synthesis.b8.conv0.noise_strength": (),
+    "synthesis.b8.conv0.noise_const": (8, 8),
+    "synthesis.b8.conv0.affine.weight": (6, 4),
+    "synthesis.b8.conv0.affine.bias": (6,),
+    "mapping.fc0.weight": (5, 3),
+    "mapping.fc0.bias": (5,),
+    "mapping.fc1.weight": (4, 5),
+    "mapping.fc1.bias": (4,),
+    "mapping.w_avg": (4,),
+} | {
+    f"synthesis.b{side}.{layer}.{name}": shape
+    for side, maps in ((4, 6), (8, 4))
+    for layer, name, shape in [
+        ("conv1", "weight", (maps, maps, 3, 3)),
+        ("conv1", "bias", (maps,)),
+        ("conv1", "noise_strength", ()),
+        ("conv1", "noise_const", (side, side)),
+        ("conv1", "affine.weight", (maps, 4)),
+        ("conv1", "affine.bias", (maps,)),
+        ("torgb", "weight", (3, maps, 1, 1)),
+        ("torgb", "bias", (3,)),
+        ("torgb", "affine.weight", (maps, 4)),
+        ("torgb", "affine.bias", (maps,)),
+    ]
+}
+D_SHAPES = {
+    "b8.fromrgb.weight": (4, 3, 1, 1),
+    "b8.fromrgb.bias": (4,),
+    "b8.conv0.weight": (4, 4, 3, 3),
+    "b8.conv0.bias": (4,),
+    "b8.conv1.weight": (6, 4, 3, 3),
+    "b8.conv1.bias": (6,),
+    "b8.skip.weight": (6, 4, 1, 1),
+    "b4.conv.weight": (6, 7, 3, 3),
+    "b4.conv.bias": (6,),
+    "b4.fc.weight": (6, 96),
+    "b4.fc.bias": (6,),
+    "b4.out.weight": (1, 6),
+    "b4.out.bias": (1,),
+}
+BUFFERS = ("w_avg", "noise_const", "resample_filter")
+G_SIZES = {"channel_base": 32, "channel_max": 6}
+G_MAPPING = {"num_layers": 2, "layer_features": 5}
+IMAGES = [
+    [[0.7884, 3.5555034, 2.3516302, 3.2373469], [2.4902339, -1.7698174, 1.7139806, -1.8328449]],
+    [
+        [-2.9069588, -5.7540789, -8.4044123, -8.6615572],
+        [0.80486155, 3.2524915, 2.6141975, 2.9786735],
+    ],
+    [
+        [-0.45590878, -3.1351047, -3.010683, -4.8432579],
+        [0.06542188, -3.781615, -3.2471955, -3.317037],
+    ],
+]
+LOGITS = [0.21599394, 0.27938956, 0.31284148, 0.20684522]
+
+
+def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
+    values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    scale = 100 if "fc" in name and "mapping" in name else 1
+    return torch.from_numpy(np.asarray(values, dtype=np.float32)) * scale
+
+
+def torch_module(class_name: str, shapes: dict[str, Any], arguments: Any, **fields: Any) -> Module:
+    tensors = {name: drawn(name, shape) for name, shape in shapes.items()}
+    tensors = {n: t.requires_grad_(not n.endswith(BUFFERS)) for n, t in tensors.items()}
+    sizes = {"c_dim": 0, "img_resolution": 8, "img_channels": 3}
+    arguments = EasyDict({**sizes, **arguments})
+    fields = {**sizes, "_init_args": (), "_init_kwargs": arguments, **fields}
+    return Module(class_name, torch_fields(tensors, **fields), "raise SystemExit")
+
+
+def torch_G(shapes: Any = G_SHAPES, arguments: Any = None, **fields: Any) -> Module:
+    arguments = arguments or {"synthesis_kwargs": G_SIZES, "mapping_kwargs": EasyDict(G_MAPPING)}
+    return torch_module("Generator", shapes, arguments, z_dim=3, w_dim=4, **fields)
+
+
+def torch_D(shapes: Any = D_SHAPES, epilogue: Any = None, **arguments: Any) -> Module:
+    epilogue = {"mbstd_group_size": 2} if epilogue is None else epilogue
+    arguments = {**G_SIZES, "epilogue_kwargs": epilogue, **arguments}
+    return torch_module("Discriminator", shapes, arguments)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("flat", [False, True], ids=["stylegan2-ada", "stylegan3"])
+def test_a_generator_of_pytorch_gives_its_own_images(protocol: int, flat: bool):
+    filters = {"synthesis.b8.resample_filter": (4, 4), "synthesis.b8.conv0.resample_filter": (4, 4)}
+    arguments = {**G_SIZES, "conv_clamp": None, "num_fp16_res": 4}
+    arguments = arguments if flat else {"synthesis_kwargs": EasyDict(arguments)}
+    module = torch_G({**G_SHAPES, **filters}, {**arguments, "mapping_kwargs": G_MAPPING})
+    tree = {"G": None, "D": None, "G_ema": module, "augment_pipe": None}
+
+    found = snapshot.read(dumps(tree, protocol=protocol), "Gs")
+
+    Gs = found.network.eval()
+    with torch.no_grad():
+        ws = Gs.broadcast(Gs.mapping(drawn("z", (2, 3))))
+        images = Gs.synthesis(Gs.truncate(ws, psi=0.5, cutoff=ws.shape[1]))
+    expected = torch.tensor(IMAGES).reshape(2, 3, 2, 2)
+    torch.testing.assert_close(images[:, :, ::5, ::5], expected, atol=2e-5, rtol=0)
+    assert found.notes == []
+
+
+def test_a_discriminator_of_pytorch_gives_its_own_logits():
+    found = read({"D": torch_D(block_kwargs={"freeze_layers": 1}, cmap_dim=None)}, "D")
+
+    with torch.no_grad():
+        logits = found.network(drawn("x", (4, 3, 8, 8)))
+    torch.testing.assert_close(logits[:, 0], torch.tensor(LOGITS), atol=1e-6, rtol=1e-5)
+
+
+def test_what_a_clamp_would_change_is_noted():
+    fields = {"conv_clamp": 256}
+    module = torch_G()
+    module.meta["state"]["_modules"]["synthesis"].meta["state"].update(fields)
+
+    assert read({"G": module}, "G").notes == [
+        "activations beyond 256 are not clamped to it as officially"
+    ]
+
+
+def with_synthesis(**options: Any) -> Module:
+    with_mapping = {"mapping_kwargs": G_MAPPING}
+    return torch_G(arguments={**with_mapping, "synthesis_kwargs": {**G_SIZES, **options}})
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (torch_G({"synthesis.L0_36_16.weight": (2, 2)}), "alias-free networks of StyleGAN3 do not"),
+        (torch_module("TriPlaneGenerator", G_SHAPES, {}), "file's TriPlaneGenerator with"),
+        (torch_G(c_dim=10), "c_dim=10, labels that the PyTorch code embeds"),
+        (torch_G(_init_args=(3, 0)), r"arguments without names, \(3, 0\)"),
+        (torch_G(_init_kwargs=None), "_init_kwargs of a Generator is NoneType"),
+        (torch_G(_modules=[]), "_modules of a Generator is list"),
+        (torch_G(_modules={"synthesis": 4}), "module synthesis is int"),
+        (with_synthesis(use_noise=False), "option use_noise=False, but stylegan2 has only use_n"),
+        (with_synthesis(margin_size=10), "option margin_size=10, but stylegan2 has no such"),
+        (with_synthesis(activation="elu"), "has the activation 'elu'"),
+        (with_synthesis(architecture="orig"), "synthesis.b4.torgb.affine.bias has no place, "),
+        (with_synthesis(channel_max=5), r"b4.const is \[1, 6, 4, 4\] instead of \[1, 5, 4, 4\]"),
+        (torch_G(arguments={"synthesis_kwargs": 3}), "arguments of a module are int"),
+        (torch_D(epilogue={"mbstd_group_size": None}), "option mbstd_group_size=None"),
+        (torch_D(epilogue={"activation": "relu"}), "one activation in its blocks and another"),
+    ],
+)
+def test_modules_that_networks_here_cannot_be_are_refused(module: Module, message: str):
+    key = "D" if module.meta["class_name"] == "Discriminator" else "G"
+    with pytest.raises(ValueError, match=message):
+        read({key: module}, key)
+
+
+def test_modules_that_contain_themselves_are_refused():
+    module = torch_G()
+    module.meta["state"]["_modules"]["again"] = module
+    with pytest.raises((ArchiveError, RecursionError)):
+        read({"G": module}, "G")
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def pickle_file(tmp_path_factory) -> Path:
+    """G, D and Gs of StyleGAN."""
+    build = tensorflow.BUILDS[STYLE]
+    options = options_of(build, label_size=0)
+    G, Gs = (network_of(build, label_size=0) for _ in range(2))
+    Gs.synthesis.blocks["4"].const.data += 1
+    D = network_of(tensorflow.BUILDS["D_basic",], label_size=0)
+    path = tmp_path_factory.mktemp("official") / "network.pkl"
+    records = (
+        pickled(G, STYLE, static_kwargs=options),
+        pickled(D, ("D_basic",), static_kwargs={**SIZES, "label_size": 0}),
+        pickled(Gs, STYLE, static_kwargs=options),
+    )
+    path.write_bytes(dumps(records))
+    return path
+
+
+def run(*argv: Any) -> int:
+    return import_official.main([str(arg) for arg in argv])
+
+
+def test_the_command_writes_what_generate_and_the_registry_read(pickle_file, tmp_path, capsys):
+    assert run(pickle_file, tmp_path / "model") == 0
+    assert "Gs: stylegan of 16 px, in" in capsys.readouterr().out
+
+    bundle = bundles.load(tmp_path / "model")
+    assert bundle.lineage["source"] == str(pickle_file)
+    assert bundle.lineage["source_sha256"] == hashlib.sha256(pickle_file.read_bytes()).hexdigest()
+    assert bundle.lineage["source_network"] == "Gs"
+    assert bundle.lineage["truncation_psi"] == 0.7
+    command = ["images", "--model", str(tmp_path / "model"), "--seeds", "3", "--psi", "1"]
+    assert generate.main([*command, "--out", str(tmp_path / "images")]) == 0
+    Gs = snapshot.read(pickle_file.read_bytes(), "Gs").network.eval()
+    with Image.open(tmp_path / "images" / "seed0003.png") as image:
+        pixels = np.asarray(image)
+    np.testing.assert_array_equal(pixels, sample.sample(Gs, [3])[0].permute(1, 2, 0))
+
+
+def test_the_command_takes_any_url_and_other_networks(pickle_file, tmp_path):
+    url = "memory://official/network.pkl.gz"
+    with fsspec.open(url, "wb") as file:
+        file.write(gzip.compress(pickle_file.read_bytes()))
+
+    assert run(url, tmp_path / "G", "--network", "G") == 0
+    assert run(url, tmp_path / "D", "--network", "D") == 0
+
+    assert bundles.load(tmp_path / "G").lineage["source"] == url
+    D = snapshot.read(pickle_file.read_bytes(), "D").network
+    described = json.loads((tmp_path / "D" / "network.json").read_text())
+    assert described == {"lod": 0.0, "D": json.loads(json.dumps(dataclasses.asdict(D.config)))}
+    tensors = safetensors.torch.load_file(tmp_path / "D" / "D.safetensors")
+    torch.testing.assert_close(tensors, dict(D.state_dict()), rtol=0, atol=0)
+    lineage = json.loads((tmp_path / "D" / "lineage.json").read_text())
+    assert len(lineage["source_sha256"]) == 64
+
+
+def test_the_command_refuses_in_one_line(tmp_path, capsys):
+    (tmp_path / "evil.pkl").write_bytes(b"\x80\x02cos\nsystem\n(S'true'\ntR.")
+
+    assert run(tmp_path / "evil.pkl", tmp_path / "out") == 1
+    assert run(tmp_path / "missing.pkl", tmp_path / "out") == 1
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "evil.pkl: the pickle asks for os.system, which is not data" in lines[0]
+    assert "missing.pkl" in lines[1]
+    assert not (tmp_path / "out").exists()
