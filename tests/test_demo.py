@@ -1,10 +1,13 @@
 """What `make demo` decides by itself; the whole of it is run by `make demo`."""
 
+import dataclasses
+import os
+
 import pytest
 from rich.console import Console
 
 from pipeline import config as configs
-from pipeline import demo
+from pipeline import demo, weights
 from pipeline.result import Result, read_result
 
 
@@ -23,8 +26,37 @@ def _result(first: float, last: float, run_url: str = "run") -> Result:
     )
 
 
-def test_the_demo_images_come_with_pip():
-    assert len(list(demo.images().glob("*.png"))) == 4009
+def test_the_demo_images_come_with_pip_and_stay_as_they_are_when_it_installs_them_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(demo, "FOLDER", tmp_path)
+    first, second, *_ = copies = sorted(demo.images().glob("*.png"))
+    assert len(copies) == 4009
+    whole = first.read_bytes()
+    first.write_bytes(whole[:10])  # an interrupted copy
+    os.utime(second, ns=(0, 0))  # older than what pip has now
+
+    demo.images()
+
+    assert first.read_bytes() == whole
+    assert second.stat().st_mtime_ns == 0
+
+
+def test_the_demo_does_not_begin_without_what_it_measures_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(demo, "FOLDER", tmp_path / "demo")
+    monkeypatch.setattr(weights, "CACHE", tmp_path)
+    monkeypatch.delenv(weights.VARIABLE, raising=False)
+    with pytest.raises(demo.DemoError, match=r"are not below .*get them with `make weights`"):
+        demo.steps(Console(quiet=True))
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(("missing", "when"), [("metrics", "end"), ("first_metrics", "start")])
+def test_the_demo_says_that_nothing_was_measured(missing, when):
+    result = dataclasses.replace(_result(0.4, 0.2), **{missing: {}})
+    with pytest.raises(demo.DemoError, match=f"KID was not measured at the {when}; what the eval"):
+        demo.check(result)
 
 
 def test_the_demo_accepts_half_of_the_first_kid_and_nothing_worse():
@@ -58,3 +90,20 @@ def test_the_last_screen_says_what_was_made_where_it_is_and_what_comes_next(tmp_
         "mlflow ui",
     ):
         assert part in text
+
+
+def test_the_last_screen_shows_paths_as_they_are_and_puts_nothing_where_clean_removes_it(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "a[/b] c"
+    monkeypatch.setattr(demo, "FOLDER", folder)
+    result = _result(0.4, 0.2, str(folder / "run"))
+    dataclasses.replace(result, first_metrics={}).write()
+    console = Console(width=300, record=True)
+    console.print(demo.last_screen(300), soft_wrap=True)
+    text = console.export_text()
+    assert f"{folder}/mixing.png" in text
+    assert f"--model '{folder}'/model" in text
+    own = next(line for line in text.splitlines() if "data_prep shard" in line)
+    assert str(folder) not in own
+    assert f"run_url={demo.OWN_FOLDER}/run" in own

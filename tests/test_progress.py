@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.loop import Tick
+from pipeline.loop import Commit, Tick
+from pipeline.marker import CommittedCheckpoint
 from pipeline.progress import Bar, Lines, display
 
 TICK = Tick(
@@ -33,6 +34,19 @@ def test_everything_a_tick_says_fits_eighty_columns_on_a_terminal(terminal):
         assert part in text
     assert "…" not in text
     assert "training begins" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("path", ["/data/photos[old]/x", "/data/a[/b]/x", "/data/:smile:/x"])
+def test_a_path_is_shown_as_it_is_whatever_brackets_it_has(path, terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=80, color_system=None)
+    checkpoint = CommittedCheckpoint(url=path, nimg=0, attempt=0, digest="ab", files={})
+    with display(console) as shown:
+        shown.began(1000, path)
+        shown.committed(Commit(checkpoint=checkpoint, lod=0.0, samples_url=path))
+        shown.say(path)
+    assert out.getvalue().count(path) == 3
 
 
 def test_a_run_that_goes_on_says_where_and_from_what():
