@@ -26,7 +26,8 @@ from torch import Tensor
 
 from data_prep import storage
 from data_prep.manifest import DigestError
-from pipeline.checkpoint import Checkpoints, read_marker
+from pipeline.checkpoint import Checkpoints
+from pipeline.marker import read_marker
 from stylegan import sample
 from stylegan.networks.interface import Generator
 

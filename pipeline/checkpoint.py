@@ -15,12 +15,11 @@ so the digest in the marker is a fingerprint of the state.
 One process of a run saves; any number may read.
 """
 
-import hashlib
 import json
 import logging
 import re
 from collections import defaultdict, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -32,17 +31,23 @@ from torch import Tensor
 
 from data_prep import storage
 from data_prep.manifest import DigestError
+from pipeline.marker import (
+    MARKER,
+    SUFFIX,
+    CommittedCheckpoint,
+    CommittedFile,
+    read_file,
+    read_marker,
+    write_file,
+    write_marker,
+)
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-MARKER = "commit.json"
 STATE = "state.json"
-SUFFIX = ".safetensors"
 
 _FOLDER = re.compile(r"(\d{3,})-(\d{12,})")
 _GROUP = re.compile(r"[A-Za-z0-9_]+")
-_DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,44 +72,30 @@ class CheckpointConfig:
             raise ValueError(f"in_flight is {self.in_flight}; allow at least 1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CommittedFile:
-    """One file as the marker knows it."""
-
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommittedCheckpoint:
-    """A checkpoint whose marker has been read."""
-
-    url: str
-    """Its folder."""
-    nimg: int
-    attempt: int
-    digest: str
-    """SHA-256 of the marker without this entry: a fingerprint of the whole state."""
-    files: Mapping[str, CommittedFile]
-    """By name, e.g. G.safetensors."""
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Groups of tensors it holds, e.g. G, D, Gs."""
-        return tuple(
-            name.removesuffix(SUFFIX) for name in sorted(self.files) if name.endswith(SUFFIX)
-        )
-
-
 LoadedCheckpoint = tuple[CommittedCheckpoint, dict[str, Tensor], dict[str, Any]]
+Keep = Callable[[Sequence[CommittedCheckpoint]], Iterable[CommittedCheckpoint]]
 
 
 class Checkpoints:
     """The checkpoints of the run at `run_url` (see the head of this file)."""
 
-    def __init__(self, run_url: str, *, config: CheckpointConfig | None = None):
+    def __init__(
+        self,
+        run_url: str,
+        *,
+        config: CheckpointConfig | None = None,
+        keep: Keep = lambda checkpoints: (),
+    ):
+        """Open the folder, which need not exist.
+
+        Args:
+            run_url: Of the run.
+            config: For who saves.
+            keep: Of all checkpoints, newest last, those that are kept besides.
+        """
         self.url = storage.join(run_url, "checkpoints")
         self.config = config or CheckpointConfig()
+        self._keep = keep
         self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[Future[CommittedCheckpoint]] = deque()
 
@@ -145,6 +136,12 @@ class Checkpoints:
         """Return once all saves are committed; raises what the first failed one raised."""
         self._settle(limit=0)
 
+    def retain(self) -> None:
+        """Delete what need not be kept any more; every save does."""
+        newest = self.latest()
+        if newest is not None:
+            self._retain(newest)
+
     def list(self) -> list[CommittedCheckpoint]:
         """Committed checkpoints, newest last: by attempt, then by nimg."""
         checkpoints = []
@@ -160,7 +157,7 @@ class Checkpoints:
 
     def latest(self) -> CommittedCheckpoint | None:
         """The newest committed checkpoint; its files are not looked at."""
-        return max(self.list(), key=_age, default=None)
+        return max(self.list(), key=lambda checkpoint: checkpoint.age, default=None)
 
     def load_latest(self, names: Collection[str] | None = None) -> LoadedCheckpoint | None:
         """The newest checkpoint that is whole; None if nothing was ever committed.
@@ -217,14 +214,14 @@ class Checkpoints:
         for group in checkpoint.groups:
             if names is not None and group not in names:
                 continue
-            content = _read_file(checkpoint, group + SUFFIX)
+            content = read_file(checkpoint, group + SUFFIX)
             try:
                 loaded = safetensors.torch.load(content)
             except safetensors.SafetensorError as err:
                 url = storage.join(checkpoint.url, group + SUFFIX)
                 raise DigestError(f"{url} is no safetensors file: {err}") from err
             tensors.update({f"{group}.{name}": tensor for name, tensor in loaded.items()})
-        scalars: dict[str, Any] = json.loads(_read_file(checkpoint, STATE))
+        scalars: dict[str, Any] = json.loads(read_file(checkpoint, STATE))
         return tensors, scalars
 
     def _settle(self, *, limit: int) -> None:
@@ -248,39 +245,30 @@ class Checkpoints:
         files: dict[str, CommittedFile] = {}
         for group in sorted(groups):
             content = safetensors.torch.save(groups.pop(group))
-            files[group + SUFFIX] = _write_file(url, group + SUFFIX, content)
+            files[group + SUFFIX] = write_file(url, group + SUFFIX, content)
             del content
-        files[STATE] = _write_file(url, STATE, state)
+        files[STATE] = write_file(url, STATE, state)
 
         # The marker makes it exist.
         attempt, nimg = _parse(folder)
-        marker = {
-            "format": FORMAT,
-            "attempt": attempt,
-            "nimg": nimg,
-            "files": {name: vars(file) for name, file in sorted(files.items())},
-        }
-        digest = _digest(marker)
-        content = json.dumps({**marker, "digest": digest}, indent=1).encode() + b"\n"
-        storage.write_atomic(storage.join(url, MARKER), content)
+        checkpoint = write_marker(url, attempt=attempt, nimg=nimg, files=files)
+        self._retain(checkpoint)
+        return checkpoint
 
-        self._retain(folder)
-        return CommittedCheckpoint(url=url, nimg=nimg, attempt=attempt, digest=digest, files=files)
-
-    def _retain(self, newest: str) -> None:
-        """Delete what is not kept, and older folders that were never committed."""
+    def _retain(self, newest: CommittedCheckpoint) -> None:
+        """Delete what is older and not kept, and older folders that were never committed."""
         try:
-            committed = {storage.join(self.url, newest), *(kept.url for kept in self._kept())}
+            kept = {newest.url, *(checkpoint.url for checkpoint in self._kept())}
             for name in self._folders():
                 url = storage.join(self.url, name)
-                if _parse(name) < _parse(newest) and url not in committed:
+                if _parse(name) < newest.age and url not in kept:
                     self._remove(url)
         except storage.StorageError as err:
             logger.warning("old checkpoints not deleted, tried again at the next save: %s", err)
 
     def _kept(self) -> Sequence[CommittedCheckpoint]:
         checkpoints = self.list()
-        kept = [*checkpoints[-self.config.keep_last :]]
+        kept = [*checkpoints[-self.config.keep_last :], *self._keep(checkpoints)]
         if self.config.keep_every_kimg:
             period_nimg = self.config.keep_every_kimg * 1000
             first: dict[tuple[int, int], CommittedCheckpoint] = {}
@@ -301,31 +289,6 @@ class Checkpoints:
             storage.delete(url, recursive=True)
 
 
-def read_marker(url: str) -> CommittedCheckpoint:
-    """The committed checkpoint in the folder `url`.
-
-    Raises:
-        MissingError: Nothing was committed there.
-        DigestError: The marker is damaged.
-    """
-    marker_url = storage.join(url, MARKER)
-    content = storage.read_bytes(marker_url)
-    try:
-        marker = json.loads(content)
-        digest = marker.pop("digest")
-        if digest != _digest(marker) or marker["format"] != FORMAT:
-            raise ValueError(f"digest {_digest(marker)}, format {marker['format']}")
-        return CommittedCheckpoint(
-            url=url.rstrip("/"),
-            nimg=marker["nimg"],
-            attempt=marker["attempt"],
-            digest=digest,
-            files={name: CommittedFile(**file) for name, file in marker["files"].items()},
-        )
-    except _DAMAGE as err:
-        raise DigestError(f"{marker_url} is no commit marker of format {FORMAT}: {err!r}") from err
-
-
 def _intact(
     url: str, groups: Mapping[str, dict[str, Tensor]], state: bytes
 ) -> CommittedCheckpoint | None:
@@ -339,9 +302,9 @@ def _intact(
         if {*there.files} != {STATE, *(group + SUFFIX for group in groups)}:
             return None
         for group in sorted(groups):
-            if _read_file(there, group + SUFFIX) != safetensors.torch.save(groups[group]):
+            if read_file(there, group + SUFFIX) != safetensors.torch.save(groups[group]):
                 return None
-        return there if _read_file(there, STATE) == state else None
+        return there if read_file(there, STATE) == state else None
     except (storage.MissingError, DigestError):
         return None
 
@@ -374,36 +337,7 @@ def _host_copy(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return dict(groups)
 
 
-def _write_file(url: str, name: str, content: bytes) -> CommittedFile:
-    storage.write_atomic(storage.join(url, name), content)
-    return CommittedFile(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-
-
-def _read_file(checkpoint: CommittedCheckpoint, name: str) -> bytes:
-    url, expected = storage.join(checkpoint.url, name), checkpoint.files[name]
-    try:
-        content = storage.read_bytes(url)
-    except storage.MissingError as err:
-        raise DigestError(f"{url} is missing, but {MARKER} beside it names it") from err
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != expected.sha256:
-        raise DigestError(
-            f"{url} is damaged: its {len(content)} bytes have SHA-256 {digest}, "
-            f"{MARKER} says {expected.bytes} bytes with {expected.sha256}"
-        )
-    return content
-
-
-def _digest(marker: Mapping[str, Any]) -> str:
-    canonical = json.dumps(marker, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
 def _parse(folder: str) -> tuple[int, int]:
     """Attempt and nimg of a folder's name."""
     attempt, _, nimg = folder.partition("-")
     return int(attempt), int(nimg)
-
-
-def _age(checkpoint: CommittedCheckpoint) -> tuple[int, int]:
-    return checkpoint.attempt, checkpoint.nimg

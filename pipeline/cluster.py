@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import ray
 import torch
 
-from data_prep.manifest import DigestError
 from pipeline import config as configs
-from pipeline.config import ConfigError
+from pipeline.config import TrainConfig
 from pipeline.loop import Commit, Tick, train
+from pipeline.options import ConfigError
 from pipeline.ray_environment import JOB_VARIABLE, joins_cluster
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parents[1]
 """Of this repository: what workers import."""
 
-LASTING = (ConfigError, DigestError)
-"""What a restart does not mend."""
+LASTING = (ValueError,)
+"""What a restart does not mend: requests that cannot be met, damaged data, images, JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,23 @@ def resource(name: str) -> float:
     """How many CPUs or GPUs the cluster has."""
     amounts: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return amounts.get(name, 0.0)
+
+
+def use_gpus(config: TrainConfig, *, gpus: float, cpus: float) -> bool:
+    """Whether each worker gets a GPU, or else a CPU, of a cluster that has so many.
+
+    Raises:
+        ConfigError: There are too few for all; Ray would wait for more for ever, and say nothing.
+    """
+    use = config.device == "cuda" or (config.device == "auto" and gpus > 0)
+    have, kind = (gpus, "GPUs") if use else (cpus, "CPUs")
+    if have < config.workers:
+        besides = ", or train on CPUs with device=cpu" if use else ""
+        raise ConfigError(
+            f"workers is {config.workers}, but the cluster has {have:.0f} {kind}; set "
+            f"workers={max(int(have), 1)}, add nodes{besides}"
+        )
+    return use
 
 
 def mailbox() -> Any:

@@ -167,7 +167,10 @@ class Sender:
 
 
 class SystemSampler:
-    """MLflow's own measurements, without its thread, which ends at the first failed call."""
+    """MLflow's own measurements, without its thread, which ends at the first failed call.
+
+    What cannot be measured is left out; that is said once.
+    """
 
     def __init__(self, uri: str, run_id: str) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -175,21 +178,33 @@ class SystemSampler:
         monitor: Any = SystemMetricsMonitor  # has no types
         self._monitor = monitor(run_id, tracking_uri=uri)
         self._lock = threading.Lock()
+        self._failed = False
         self.sample()
 
     def sample(self) -> None:
         """Measure."""
         with self._lock:
-            self._monitor.collect_metrics()
+            self._collect()
 
     def take(self) -> dict[str, float]:
         """Means since the last call."""
         with self._lock:
-            self._monitor.collect_metrics()
+            self._collect()
             means = self._monitor.aggregate_metrics()
             for monitor in self._monitor.monitors:
                 monitor.clear_metrics()
         return {f"system/{name}": float(value) for name, value in means.items()}
+
+    def _collect(self) -> None:
+        for monitor in self._monitor.monitors:
+            try:
+                monitor.collect_metrics()
+            except Exception as err:  # noqa: BLE001 (psutil, NVML and the system have no common one)
+                if not self._failed:
+                    logger.warning(
+                        "%s does not measure: %s", type(monitor).__name__, first_line(err)
+                    )
+                self._failed = True
 
 
 def read_checkpoints(client: "MlflowClient", run_id: str) -> list[Row]:

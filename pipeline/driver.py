@@ -4,6 +4,7 @@ It owns the MLflow run for the whole life of a training and the terminal. What t
 through a mailbox; what they compute lies in the run's folder, from which any driver can go on:
 
     RUN_URL/run.json             tracking run, so that a restart goes on with it
+    RUN_URL/lock                 keeps a second training out, if this is a folder
     RUN_URL/config.yaml          what was asked for
     RUN_URL/checkpoints/         see pipeline.checkpoint
     RUN_URL/samples/             a grid of images with each checkpoint
@@ -12,13 +13,10 @@ through a mailbox; what they compute lies in the run's folder, from which any dr
 """
 
 import dataclasses
-import hashlib
 import io
-import json
 import logging
-import os
 import threading
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -33,15 +31,18 @@ from data_prep.manifest import Manifest
 from pipeline import cluster, registry
 from pipeline import config as configs
 from pipeline.bundle import from_checkpoint
-from pipeline.checkpoint import Checkpoints, CommittedCheckpoint
-from pipeline.config import ConfigError, TrainConfig
+from pipeline.checkpoint import Checkpoints
+from pipeline.config import TrainConfig
 from pipeline.evaluations import Evaluations
-from pipeline.loop import Commit, refuse_changes
-from pipeline.minibatches import total_nimg_of
+from pipeline.loop import Commit
+from pipeline.marker import CommittedCheckpoint
+from pipeline.metric import MetricResult, comparable
+from pipeline.preflight import absolute, claimed, local_folder, preflight, tracking_uri
 from pipeline.progress import Display, display
+from pipeline.record import read_record, update_record
 from pipeline.result import Result
 from pipeline.revision import code_revision
-from pipeline.tracking import Status, Tracker, default_uri
+from pipeline.tracking import Status, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +70,27 @@ class Driver:
             StorageError: A store or the tracking server does not answer.
             TrainingFailedError: The workers failed for good.
         """
+        uri = tracking_uri(self.config)
+        manifest = preflight(self.config)
+        with claimed(self.config):
+            tracker = open_tracker(self.config, uri)
+            status: Status = "FAILED"
+            try:
+                result = self._tracked(tracker, manifest)
+                status = "FINISHED"
+            except KeyboardInterrupt:
+                status = "KILLED"
+                raise
+            finally:
+                tracker.finish(status)
+                if ray.is_initialized():
+                    ray.shutdown()
+        return result
+
+    def _tracked(self, tracker: Tracker, manifest: Manifest) -> Result:
         config = self.config
-        manifest = preflight(config)
-        record = _read_record(config)
-        tracker = self._open_tracker(record)
-        _write_record(
-            config, {"tracking_run_id": tracker.run_id, "tracking_uri": tracker.config.uri}
+        update_record(
+            config.run_url, tracking_run_id=tracker.run_id, tracking_uri=tracker.config.uri
         )
         tracker.describe(
             params=configs.to_dict(config),
@@ -86,21 +102,10 @@ class Driver:
             },
             config_text=configs.to_yaml(config),
         )
-        status: Status = "FAILED"
-        try:
-            with display(self.console) as shown:
-                shown.say(f"{config.name}: {manifest.samples:,} images of {config.data.url}")
-                shown.say(f"tracking  {tracker.url}")
-                result = self._run(tracker, shown)
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            tracker.finish(status)
-            if ray.is_initialized():
-                ray.shutdown()
-        return result
+        with display(self.console) as shown:
+            shown.say(f"{config.name}: {manifest.samples:,} images of {config.data.url}")
+            shown.say(f"tracking  {tracker.url}")
+            return self._run(tracker, shown)
 
     def _run(self, tracker: Tracker, shown: Display) -> Result:
         config = self.config
@@ -113,15 +118,19 @@ class Driver:
         last = Checkpoints(config.run_url).latest()
         assert last is not None, "a training that ends has committed"
         evaluations.finish()
-        registered = self._register(last, tracker, evaluations, shown)
-        first = min(evaluations.done(), default=last.nimg)
+        results = evaluations.results(last.nimg)
+        registered = self._register(last, tracker, results, shown)
+        first = evaluations.measurements.first()
         result = Result(
             run_url=config.run_url,
             checkpoint_url=last.url,
             checkpoint_digest=last.digest,
             nimg=last.nimg,
-            metrics=evaluations.values(last.nimg),
-            first_metrics=evaluations.values(first),
+            metrics={f"metric/{result.name}": result.value for result in results},
+            first_metrics={
+                f"metric/{a.name}": a.value for a in first for b in results if comparable(a, b)
+            },
+            fingerprints={f"metric/{result.name}": result.fingerprint_digest for result in results},
             model=registered,
             alias=config.registry.alias,
             tracking_uri=tracker.config.uri,
@@ -138,13 +147,9 @@ class Driver:
             "mailbox": pump.box,
             "tracking_run_id": tracking_run_id,
         }
-        gpus = cluster.resource("GPU")
-        use_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
-        if use_gpu and gpus < config.workers:
-            raise ConfigError(
-                f"workers is {config.workers}, but the cluster has {gpus:.0f} GPUs; set "
-                f"workers={max(int(gpus), 1)}, add nodes, or train on CPUs with device=cpu"
-            )
+        use_gpu = cluster.use_gpus(
+            config, gpus=cluster.resource("GPU"), cpus=cluster.resource("CPU")
+        )
         callbacks: list[Any] = [StopOnLasting()]
         trainer = ray.train.torch.TorchTrainer(
             cluster.train_worker,
@@ -172,26 +177,20 @@ class Driver:
         finally:
             storage.delete(storage.join(config.run_url, "ray"), recursive=True)
 
-    def _open_tracker(self, record: dict[str, str]) -> Tracker:
-        config = self.config
-        uri = tracking_uri(config)
-        return Tracker.open(
-            dataclasses.replace(config.tracking, uri=uri),
-            run_id=record.get("tracking_run_id"),
-            spool=_spool_folder(config),
-            run_name=config.name,
-        )
-
     def _register(
-        self, last: CommittedCheckpoint, tracker: Tracker, done: Evaluations, shown: Display
+        self,
+        last: CommittedCheckpoint,
+        tracker: Tracker,
+        results: Sequence[MetricResult],
+        shown: Display,
     ) -> str:
         """Put the last generator into the registry, once; NAME/VERSION."""
         config = self.config
-        record = _read_record(config)
+        record = read_record(config.run_url)
         if record.get("registered_digest") == last.digest:
-            return record["registered"]
+            return str(record["registered"])
         tracker.flush()
-        metrics = {result.name: result.as_value() for result in done.results(last.nimg)}
+        metrics = {result.name: result.as_value() for result in results}
         bundle = from_checkpoint(last.url, metrics=metrics, code_revision=code_revision())
         name = config.registry.name or config.name
         registered = registry.register(
@@ -204,7 +203,7 @@ class Driver:
         )
         model = f"{name}/{registered.version}"
         shown.say(f"registered {model}; {registered.reason}")
-        _write_record(config, {**record, "registered": model, "registered_digest": last.digest})
+        update_record(config.run_url, registered=model, registered_digest=last.digest)
         return model
 
 
@@ -288,89 +287,19 @@ class _Pump:
         self._evaluations.offer(checkpoint)
 
 
-def preflight(config: TrainConfig) -> Manifest:
-    """Everything that can be known to be wrong before anything starts.
+def open_tracker(config: TrainConfig, uri: str) -> Tracker:
+    """The MLflow run of this training: a new one, or the one it has had before.
+
+    A server that is away costs a restart nothing but a delay, as it does a training.
 
     Raises:
-        ConfigError: Data or earlier checkpoints do not fit.
-        StorageError: A store does not answer.
+        TrackingError: The server of a new run does not answer.
     """
-    storage.check_reachable(config.data.url)
-    storage.check_reachable(config.run_url)
-    tracking_uri(config)
-    try:
-        manifest = Manifest.load(config.data.url)
-    except storage.MissingError as err:
-        raise ConfigError(
-            f"data.url {config.data.url} holds no data set ({err}); make one with "
-            f"`python -m data_prep shard SOURCE {config.data.url} --resolution "
-            f"{config.network.resolution}`"
-        ) from err
-    config.check_data(manifest)
-    latest = Checkpoints(config.run_url).latest()
-    if latest is not None:
-        _, scalars = Checkpoints.load(latest, set())
-        refuse_changes(config, scalars, manifest, latest.url)
-        if latest.nimg > total_nimg_of(config):
-            logger.warning(
-                "%s is at %d images, past schedule.total_kimg=%g: nothing is left to train",
-                config.run_url,
-                latest.nimg,
-                config.schedule.total_kimg,
-            )
-    return manifest
-
-
-def absolute(config: TrainConfig) -> TrainConfig:
-    """Local paths made absolute: workers have other working directories."""
-    return dataclasses.replace(
-        config,
-        run_url=_absolute(config.run_url),
-        init_from=_absolute(config.init_from) if config.init_from else "",
-        data=dataclasses.replace(config.data, url=_absolute(config.data.url)),
+    record = read_record(config.run_url)
+    return Tracker.open(
+        dataclasses.replace(config.tracking, uri=uri),
+        run_id=record.get("tracking_run_id"),
+        spool=local_folder(config) / "tracking-spool",
+        run_name=config.name,
+        patient=record.get("tracking_uri") == uri,
     )
-
-
-def tracking_uri(config: TrainConfig) -> str:
-    """Where MLflow is: the option, else MLFLOW_TRACKING_URI, else a file in the run's folder."""
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri.startswith("sqlite:///~"):
-        return "sqlite:///" + str(Path(uri.removeprefix("sqlite:///")).expanduser())
-    if uri:
-        return uri
-    if storage.is_local(config.run_url):
-        return default_uri(storage.local_path(config.run_url))
-    raise ConfigError(
-        f"tracking.uri is empty and run_url {config.run_url} is no local folder for its default, a "
-        f"SQLite file; set tracking.uri=http://HOST:PORT or MLFLOW_TRACKING_URI"
-    )
-
-
-def _absolute(url: str) -> str:
-    if "://" in url:
-        return url
-    return str(Path(url).expanduser().absolute())
-
-
-def _spool_folder(config: TrainConfig) -> Path:
-    if storage.is_local(config.run_url):
-        return storage.local_path(config.run_url) / "tracking-spool"
-    name = hashlib.sha256(config.run_url.encode()).hexdigest()[:16]
-    return config.loader.cache_dir.expanduser() / "tracking-spool" / name
-
-
-def _read_record(config: TrainConfig) -> dict[str, str]:
-    url = storage.join(config.run_url, "run.json")
-    try:
-        record: dict[str, str] = json.loads(storage.read_bytes(url))
-    except storage.MissingError:
-        return {}
-    return record
-
-
-def _write_record(config: TrainConfig, record: dict[str, str]) -> None:
-    url = storage.join(config.run_url, "run.json")
-    known = _read_record(config)
-    storage.write_atomic(url, json.dumps({**known, **record}, indent=1).encode())
-    config_url = storage.join(config.run_url, "config.yaml")
-    storage.write_atomic(config_url, configs.to_yaml(config).encode())

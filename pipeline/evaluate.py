@@ -28,9 +28,9 @@ from data_prep.storage import StorageError
 from pipeline.checkpoint import Checkpoints
 from pipeline.features import Device, Features, Precision
 from pipeline.measure import EvaluationConfig, FanOut, Task, evaluate
-from pipeline.metric import NETWORKS, MetricResult, comparable
+from pipeline.metric import NETWORKS, MetricResult
 
-__all__ = ["EvaluationConfig", "MetricResult", "comparable", "evaluate", "main"]
+__all__ = ["EvaluationConfig", "MetricResult", "evaluate", "main"]
 
 CACHE = "~/.cache/stylegan-pipeline/features"
 """Where features of reals are kept unless another place is named."""

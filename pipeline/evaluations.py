@@ -1,26 +1,26 @@
 """Evaluation beside the training: the driver's queue of checkpoints to be measured.
 
 Each result is kept in RUN_URL/evaluation, so a restart measures nothing twice. Where the cluster
-has no room beside the training, checkpoints wait until it has ended.
+has no room beside the training, checkpoints wait until it has ended, and are not deleted before.
 """
 
-import dataclasses
-import json
 import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from data_prep import storage
 from pipeline import cluster
-from pipeline.checkpoint import Checkpoints, CommittedCheckpoint
+from pipeline.checkpoint import Checkpoints
 from pipeline.config import TrainConfig
 from pipeline.features import Features
+from pipeline.marker import CommittedCheckpoint
 from pipeline.measure import evaluate
+from pipeline.measurements import Measurements
 from pipeline.metric import MetricResult
-from pipeline.minibatches import total_nimg_of
 from pipeline.progress import Display
+from pipeline.record import read_record, update_record
 from pipeline.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class Evaluations:
 
     def __init__(self, config: TrainConfig, tracker: Tracker, shown: Display) -> None:
         self.config = config
+        self.measurements = Measurements(config)
         self._tracker = tracker
         self._shown = shown
         self._queue: queue.Queue[CommittedCheckpoint | None] = queue.Queue()
@@ -46,49 +47,26 @@ class Evaluations:
 
     def offer(self, checkpoint: CommittedCheckpoint) -> None:
         """A checkpoint was committed; it is measured if it is due."""
-        if self.is_due(checkpoint.nimg):
+        if self.measurements.is_due(checkpoint.nimg):
             self._queue.put(checkpoint)
 
     def finish(self) -> None:
-        """The training has ended: measure what is still missing."""
+        """The training has ended: measure what is still missing, and let go of it."""
         self._start()
-        for checkpoint in Checkpoints(self.config.run_url).list():
+        config = self.config
+        checkpoints = Checkpoints(
+            config.run_url, config=config.checkpoint, keep=self.measurements.keep
+        )
+        for checkpoint in checkpoints.list():
             self.offer(checkpoint)
         self._queue.put(None)
         assert self._thread is not None
         self._thread.join()
-
-    def is_due(self, nimg: int) -> bool:
-        """The last checkpoint, and the first one from each multiple of `every_kimg` on."""
-        config = self.config.evaluation
-        if not config.metrics:
-            return False
-        if nimg >= total_nimg_of(self.config):
-            return True
-        every_nimg = config.every_kimg * 1000
-        before = nimg - self.config.commit_kimg * 1000
-        return every_nimg > 0 and before // every_nimg < nimg // every_nimg
-
-    def done(self) -> set[int]:
-        """Nimg of what has been measured."""
-        return set(self._results)
+        checkpoints.retain()
 
     def results(self, nimg: int) -> Sequence[MetricResult]:
         """Values with their fingerprints; none if nothing was measured there."""
         return self._results.get(nimg, [])
-
-    def values(self, nimg: int) -> dict[str, float]:
-        """Values by the names that tracking shows."""
-        return {f"metric/{result.name}": result.value for result in self.results(nimg)}
-
-    def _key(self, checkpoint: CommittedCheckpoint) -> dict[str, Any]:
-        """What a result depends on, as JSON gives it back."""
-        options = dataclasses.asdict(self.config.evaluation)
-        for name in ("every_kimg", "workers", "weights"):
-            del options[name]
-        key = {"checkpoint": checkpoint.digest, "evaluation": options}
-        plain: dict[str, Any] = json.loads(json.dumps(key))
-        return plain
 
     def _start(self) -> None:
         if self._thread is None:
@@ -107,13 +85,7 @@ class Evaluations:
 
     def _measure(self, checkpoint: CommittedCheckpoint) -> None:
         config = self.config.evaluation
-        url = storage.join(
-            self.config.run_url,
-            "evaluation",
-            f"{checkpoint.attempt:03d}-{checkpoint.nimg:012d}.json",
-        )
-        key = self._key(checkpoint)
-        results = _read(url, key)
+        results = self.measurements.read(checkpoint)
         if not results:
             self._shown.say(
                 f"evaluating {checkpoint.nimg / 1000:.1f} kimg: {', '.join(config.metrics)}"
@@ -126,34 +98,46 @@ class Evaluations:
                 loader=self.config.loader,
                 map=_in_tasks,
             )
-            _write(url, key, results)
-        self._results[checkpoint.nimg] = list(results)
-        values = self.values(checkpoint.nimg)
+            self.measurements.write(checkpoint, results)
+        self._results[checkpoint.nimg] = results
+        self._report(checkpoint, results)
+
+    def _report(self, checkpoint: CommittedCheckpoint, results: Sequence[MetricResult]) -> None:
+        run_url = self.config.run_url
+        curves = read_record(run_url).get("curves", {})
+        named = on_curves(results, curves)
+        update_record(run_url, curves=curves)
         self._tracker.log_checkpoint(
-            checkpoint.url, digest=checkpoint.digest, nimg=checkpoint.nimg, metrics=values
+            checkpoint.url,
+            digest=checkpoint.digest,
+            nimg=checkpoint.nimg,
+            metrics={name: result.value for name, result in named.items()},
+            fingerprints={name: result.fingerprint_digest for name, result in named.items()},
         )
-        shown = "  ".join(f"{name} {value:.5g}" for name, value in values.items())
-        self._shown.say(f"{checkpoint.nimg / 1000:.1f} kimg: {shown}")
+        shown = "  ".join(f"{name} {result.value:.5g}" for name, result in named.items())
+        self._shown.say(f"{checkpoint.nimg / 1000:.1f} kimg: {shown or 'nothing measured'}")
+
+
+def on_curves(
+    results: Sequence[MetricResult], curves: dict[str, str]
+) -> Mapping[str, MetricResult]:
+    """Results by the names of their curves in tracking, such as metric/fid50k.
+
+    Values that were measured in another way than those before them get a curve of their own.
+
+    Args:
+        results: Of one checkpoint.
+        curves: Fingerprint digest of each curve; new ones are added.
+    """
+    named = {}
+    for result in results:
+        name, digest = f"metric/{result.name}", result.fingerprint_digest
+        if curves.setdefault(name, digest) != digest:
+            name = f"{name}-{digest[:8]}"
+            curves[name] = digest
+        named[name] = result
+    return named
 
 
 def _in_tasks(function: Callable[[Task], Features], tasks: Sequence[Task], /) -> Sequence[Features]:
     return cluster.fan_out(function, tasks, num_cpus=1)
-
-
-def _read(url: str, key: Mapping[str, Any]) -> list[MetricResult]:
-    """What was measured before in the same way; nothing otherwise."""
-    try:
-        kept = json.loads(storage.read_bytes(url))
-        if kept["key"] != key:
-            return []
-        return [MetricResult(**result) for result in kept["results"]]
-    except storage.MissingError:
-        return []
-    except (ValueError, TypeError, KeyError) as err:
-        logger.warning("%s is damaged (%s): measured again", url, err)
-        return []
-
-
-def _write(url: str, key: Mapping[str, Any], results: Sequence[MetricResult]) -> None:
-    content = {"key": key, "results": [dataclasses.asdict(result) for result in results]}
-    storage.write_atomic(url, (json.dumps(content, indent=1) + "\n").encode())

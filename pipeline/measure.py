@@ -94,11 +94,6 @@ class EvaluationConfig:
                 f"evaluation.cutoff is {self.cutoff}; choose a number of layers or null for all"
             )
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the metrics are called, e.g. fid50k."""
-        return tuple(metric_name(metric, self.num_images) for metric in self.metrics)
-
 
 class FanOut(Protocol):
     """Calls a function with each task, anywhere; results are in the order of the tasks."""

@@ -20,7 +20,9 @@ class Result:
     metrics: Mapping[str, float]
     """Of the last checkpoint, by name."""
     first_metrics: Mapping[str, float]
-    """Of the first checkpoint that was measured."""
+    """Of the first checkpoint that was measured, as far as they were measured in the same way."""
+    fingerprints: Mapping[str, str]
+    """How each of `metrics` was measured; values with equal digests may be compared."""
     model: str
     """NAME/VERSION in the registry."""
     alias: str

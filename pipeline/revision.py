@@ -1,23 +1,39 @@
 """Which revision of this code runs."""
 
+import hashlib
 import subprocess
 from pathlib import Path
 
-UNKNOWN = "unknown"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("data_prep", "pipeline", "stylegan")
+_SUFFIXES = (".py", ".yaml")
 _TIMEOUT_S = 10
 
 
-def code_revision(path: Path = Path(__file__)) -> str:
-    """Commit of the git repository this code lies in, `-dirty` if files differ; or `unknown`."""
-    folder = path.resolve().parent
+def code_revision(root: Path = ROOT) -> str:
+    """Commit of the git repository that holds this code, with `-dirty` if files differ.
+
+    Without one, as in a submitted job (Ray uploads no .git), the digest of the code itself.
+    """
     # Installed into another project's folder, the code is not part of that project.
-    if _git(folder, "ls-files", "--error-unmatch", path.name) is None:
-        return UNKNOWN
-    commit = _git(folder, "rev-parse", "HEAD")
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    if _git(root, "ls-files", "--error-unmatch", "pipeline/revision.py") is None:
+        return content_digest(root)
+    commit = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     if not commit or changes is None:
-        return UNKNOWN
+        return content_digest(root)
     return f"{commit}-dirty" if changes else commit
+
+
+def content_digest(root: Path = ROOT) -> str:
+    """`sha256:` of the code and presets of the packages, wherever they lie."""
+    digest = hashlib.sha256()
+    files = (path for name in PACKAGES for path in (root / name).rglob("*"))
+    for path in sorted(path for path in files if path.suffix in _SUFFIXES):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _git(folder: Path, *args: str) -> str | None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from pipeline.delivery import Row, Sender, SystemSampler, read_checkpoints
+from pipeline.delivery import Sender, SystemSampler
 from pipeline.mlflow_client import TrackingError, check_uri, connect, first_line, sqlite_folder
 from pipeline.spool import Spool
 
@@ -82,11 +82,6 @@ def history(uri: str, run_id: str, names: Sequence[str] | None = None) -> Histor
     return {name: _points(client, run_id, name) for name in names if name in present}
 
 
-def checkpoints(uri: str, run_id: str) -> list[Row]:
-    """Committed checkpoints a run has reported, newest first: nimg, digest, url and metrics."""
-    return read_checkpoints(connect(uri), run_id)
-
-
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted names."""
     flat: dict[str, Any] = {}
@@ -130,8 +125,7 @@ class Tracker:
             run_id: The training's run; None at its first start.
             spool: Folder on the local disk for what is on its way, the same at every start.
             run_name: Name of a new run if the config has none.
-            patient: Go on with `run_id` also if the server does not answer, for restarts nobody
-                watches.
+            patient: Go on with `run_id` also if the server does not answer, for restarts.
 
         Raises:
             TrackingError: The server does not answer (within 30 seconds), or refuses.
@@ -185,7 +179,13 @@ class Tracker:
         self.spool.put_file(file, entry, lambda path: image.save(path, format="PNG"))
 
     def log_checkpoint(
-        self, url: str, *, digest: str, nimg: int, metrics: Mapping[str, float] | None = None
+        self,
+        url: str,
+        *,
+        digest: str,
+        nimg: int,
+        metrics: Mapping[str, float] | None = None,
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         """A committed checkpoint; again with its metrics once they are known.
 
@@ -194,10 +194,12 @@ class Tracker:
             digest: Of its commit marker.
             nimg: Images shown.
             metrics: Values such as metric/fid300, which are also logged at `nimg`.
+            fingerprints: Of each metric, a digest of how it was measured.
         """
         if metrics:
             self._put_metrics(nimg, metrics)
-        row = {"nimg": nimg, **(metrics or {}), "digest": digest, "url": url}
+        how = {f"{name} fingerprint": value for name, value in (fingerprints or {}).items()}
+        row = {"nimg": nimg, **(metrics or {}), **how, "digest": digest, "url": url}
         self.spool.put({"kind": "checkpoint", "row": row})
 
     def flush(self, timeout_s: float = 30) -> bool:

@@ -28,7 +28,6 @@ from data_prep.manifest import DigestError
 from data_prep.storage import StorageError
 from pipeline import config as configs
 from pipeline import ray_environment
-from pipeline.config import ConfigError
 from pipeline.mlflow_client import TrackingError
 from pipeline.registry import RegistryError
 
@@ -49,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pipeline.driver import Driver
 
         Driver(config, console).run()
-    except ConfigError as err:
-        return _fail(2, err)
     except (StorageError, TrackingError, DigestError, RegistryError, RuntimeError) as err:
         return _fail(1, err)
+    except ValueError as err:
+        return _fail(2, err)
     except KeyboardInterrupt:
         return _fail(130, "stopped; run the same command again to go on")
     return 0
@@ -64,7 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="preset or YAML file")
+    parser.add_argument(
+        "--config",
+        required=True,
+        action="append",
+        help="preset or YAML file; given again, the next is laid over it",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be run, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that differ")
     return parser

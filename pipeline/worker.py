@@ -1,10 +1,12 @@
 """Train on one process with torch alone: no Ray, no MLflow.
 
-    python -m pipeline.worker --config demo workers=1 schedule.total_kimg=1
+    python -m pipeline.worker --config demo schedule.total_kimg=1
 
 On a bare GPU machine, several processes (one per GPU) are started by torchrun:
 
     torchrun --nproc-per-node 8 -m pipeline.worker --config ffhq-1024 data.url=… run_url=…
+
+`workers` is the number of processes. Exit codes: 0 done, 1 failed on the way, 2 wrong request.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -20,8 +23,10 @@ from rich.console import Console
 from data_prep.manifest import DigestError
 from data_prep.storage import StorageError
 from pipeline import config as configs
-from pipeline.config import ConfigError
+from pipeline.loader import SampleError
 from pipeline.loop import train
+from pipeline.options import ConfigError
+from pipeline.preflight import absolute, claimed, preflight
 from pipeline.progress import display
 
 
@@ -32,26 +37,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="preset or YAML file")
+    parser.add_argument(
+        "--config",
+        required=True,
+        action="append",
+        help="preset or YAML file; given again, the next is laid over it",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that differ")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     try:
-        config = configs.load(options.config, [*options.overrides, f"workers={world}"])
-        _join(world, cuda=config.device != "cpu" and torch.cuda.is_available())
-        console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)
-        with display(console) as shown:
-            nimg = train(config, observer=shown)
-    except ConfigError as err:
-        return _fail(2, err)
-    except (StorageError, DigestError) as err:
+        _run(options.config, options.overrides)
+    except (StorageError, DigestError, SampleError) as err:
         return _fail(1, err)
+    except ValueError as err:
+        return _fail(2, err)
+    except KeyboardInterrupt:
+        return _fail(130, "stopped; run the same command again to go on")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    console.print(f"trained to {nimg / 1000:.1f} kimg; checkpoints under {config.run_url}")
     return 0
+
+
+def _run(presets: Sequence[str], overrides: Sequence[str]) -> None:
+    """Check everything, then train as one of the processes of torchrun, or alone."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    for override in overrides:
+        if override.startswith("workers=") and override != f"workers={world}":
+            raise ConfigError(
+                f"{override}, but {world} process{'es are' if world > 1 else ' is'} here; start as "
+                f"many by `torchrun --nproc-per-node N -m pipeline.worker`, or leave it out"
+            )
+    config = absolute(configs.load(presets, [*overrides, f"workers={world}"]))
+    preflight(config)
+    with claimed(config) if rank == 0 else nullcontext():
+        _join(world, cuda=config.device != "cpu" and torch.cuda.is_available())
+        console = Console(quiet=rank > 0)
+        with display(console) as shown:
+            shown.say(f"{config.name}: workers={world}")
+            nimg = train(config, observer=shown)
+    console.print(f"trained to {nimg / 1000:.1f} kimg; checkpoints under {config.run_url}")
 
 
 def _join(world: int, *, cuda: bool) -> None:
@@ -62,7 +88,7 @@ def _join(world: int, *, cuda: bool) -> None:
         dist.init_process_group("nccl" if cuda else "gloo")
 
 
-def _fail(code: int, err: Exception) -> int:
+def _fail(code: int, err: Exception | str) -> int:
     print(f"error: {err}", file=sys.stderr)  # noqa: T201 (a command line prints)
     return code
 

@@ -11,4 +11,5 @@ pytest_plugins = [
     "tests.mlflow_server",
     "tests.ray_cluster",
     "tests.datasets",
+    "tests.measured",
 ]

@@ -1,6 +1,7 @@
 """A tiny data set and tiny generators to be measured, and tasks on them."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -13,7 +14,7 @@ from pipeline.evaluate import EvaluationConfig, evaluate
 from pipeline.features import Extractor, FakesTask, RealsTask
 from stylegan import sample
 from stylegan.networks.stylegan import Generator, GeneratorConfig
-from tests.test_inception import image
+from tests.test_inception import image, real_tensors
 
 RESOLUTION, SAMPLES, CLASSES = 16, 26, 2
 SMALL = EvaluationConfig(num_images=10, batch=4, device="cpu")
@@ -119,3 +120,42 @@ def source_images(data):
     """All images of the data set by sample number: those of folder a first."""
     numbers = sorted(range(SAMPLES), key=lambda number: (number % CLASSES, number))
     return torch.stack([torch.from_numpy(image(n, RESOLUTION, RESOLUTION)) for n in numbers])
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """URL of the data set."""
+    return make_data(tmp_path_factory.mktemp("measured"))
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, data):
+    """URL of a run with two checkpoints."""
+    url = tmp_path_factory.mktemp("run")
+    commit(url, generator(seed=2), data_url=data, nimg=4000)
+    commit(url, generator(), data_url=data, nimg=8000)
+    return str(url)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(run):
+    """URL of the newest one."""
+    return Checkpoints(run).latest().url
+
+
+@pytest.fixture(scope="session")
+def inception():
+    """Skips where the weights are not there."""
+    return real_tensors()
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """URL of kept features."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def results(checkpoint, data, cache, inception):
+    """FID and KID by one worker, in this process; features of the reals are in `cache` now."""
+    return evaluate(checkpoint, data, SMALL, cache_url=cache)

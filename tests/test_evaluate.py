@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +16,11 @@ from data_prep.images import ImageConfig
 from data_prep.job import JobConfig, run_job
 from data_prep.manifest import DigestError, Manifest
 from pipeline import bundle as bundles
-from pipeline import evaluate as command
 from pipeline import features, metric, weights
 from pipeline.checkpoint import Checkpoints
-from pipeline.evaluate import EvaluationConfig, comparable, evaluate
+from pipeline.evaluate import EvaluationConfig, evaluate
 from pipeline.features import RealsTask
+from pipeline.metric import comparable
 from stylegan.metrics.features import FeatureMoments
 from stylegan.metrics.fid import fid
 from stylegan.metrics.kid import kid, kid_of_subsets, subsets
@@ -32,49 +31,12 @@ from tests.measured import (
     evaluate_quickly,
     fakes_task,
     generator,
-    make_data,
     random_features,
     values,
 )
-from tests.test_inception import image, real_tensors
+from tests.test_inception import image
 
 ROOT = Path(features.__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("evaluate"))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data):
-    """URL of a run with two checkpoints."""
-    url = tmp_path_factory.mktemp("run")
-    commit(url, generator(seed=2), data_url=data, nimg=4000)
-    commit(url, generator(), data_url=data, nimg=8000)
-    return str(url)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(run):
-    return Checkpoints(run).latest().url
-
-
-@pytest.fixture(scope="module")
-def inception():
-    """Skips where the weights are not there."""
-    return real_tensors()
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def results(checkpoint, data, cache, inception):
-    """FID and KID by one worker, in this process; features of the reals are in `cache` now."""
-    return evaluate(checkpoint, data, SMALL, cache_url=cache)
 
 
 def test_fid_and_kid_are_those_of_the_features_of_all_images(checkpoint, data, results, cache):
@@ -243,13 +205,10 @@ def test_the_fingerprint_of_two_checkpoints_is_the_same_and_their_subjects_are_n
     assert old.fingerprint["network_sha256"] == weights.KNOWN["inception-2015-12-05"].sha256
 
 
-@pytest.mark.parametrize(("count", "names"), [(10, "fid10 kid10"), (2000, "fid2k kid2k")])
-def test_names_say_how_many_images_were_generated(checkpoint, data, count, names):
-    config = dataclasses.replace(SMALL, num_images=count)
-
-    assert " ".join(config.names) == names
-    if count == 10:
-        assert [r.name for r in evaluate_quickly(checkpoint, data, config)] == names.split()
+def test_names_say_how_many_images_were_generated(checkpoint, data):
+    assert [result.name for result in evaluate_quickly(checkpoint, data)] == ["fid10", "kid10"]
+    assert metric.metric_name("fid", 50_000) == "fid50k"
+    assert metric.metric_name("kid", 2_500) == "kid2500"
 
 
 def test_kid_of_more_than_1000_images_is_the_mean_of_subsets_and_says_so():
@@ -391,78 +350,6 @@ def test_a_pulled_model_has_the_values_of_its_checkpoint(
     weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"!")
     with pytest.raises(DigestError):
         evaluate_quickly(str(tmp_path / "model"), data)
-
-
-COMMAND = ["--num-images", "10", "--batch", "4", "--device", "cpu"]
-
-
-def test_the_command_line_measures_the_newest_checkpoint_of_a_run(run, results, cache, capsys):
-    assert command.main(["--run", run, *COMMAND, "--cache", cache]) == 0
-
-    printed = capsys.readouterr().out.splitlines()
-    digests = [result.fingerprint_digest[:12] for result in results]
-    assert printed[0].startswith(f"fid10  {results[0].value:.6g}  {digests[0]}  biased upwards")
-    assert printed[1] == f"kid10  {results[1].value:.6g}  {digests[1]}"
-    assert "  nimg: 8000" in printed
-    assert f"  data_digest: {results[0].fingerprint['data_digest']}" in printed
-    assert "  ddof: 1 (fid10)" in printed
-    assert "  metric: fid (fid10)" in printed
-
-
-def test_the_command_line_prints_json_of_a_chosen_checkpoint(run, data, results, cache, capsys):
-    arguments = ["--run", run, "--nimg", "8000", "--data", data, *COMMAND]
-
-    assert command.main([*arguments, "--metrics", "kid", "--cache", cache, "--json"]) == 0
-
-    (row,) = json.loads(capsys.readouterr().out)
-    assert row == json.loads(
-        json.dumps(
-            {**dataclasses.asdict(results[1]), "fingerprint_digest": results[1].fingerprint_digest}
-        )
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["--run", "{run}", "--nimg", "5"], 2, "no checkpoint of nimg 5; choose from 4000, 8000"),
-        (["--run", "{tmp}"], 2, "nothing was committed under"),
-        (["--checkpoint", "{tmp}"], 1, "cannot read .*commit.json"),
-        (["--checkpoint", "{tmp}", "--nimg", "5"], 2, "--nimg chooses a checkpoint of a run"),
-        (["--model", "{tmp}"], 2, "does not say where its data are; name them with --data"),
-        (["--run", "{run}", "--metrics", ""], 2, "--metrics is empty; choose from fid, kid"),
-        (["--run", "{run}", "--metrics", "lpips"], 2, "choose from fid, kid"),
-        (["--run", "{run}", "--workers", "0"], 2, "--workers is 0; choose at least 1"),
-        (["--run", "{run}", "--num-images", "1"], 2, "choose at least 2"),
-        (["--run", "{run}", "--data", "{tmp}"], 1, "cannot read .*manifest.json"),
-    ],
-)
-def test_the_command_line_says_what_is_wrong(run, tmp_path, capsys, arguments, code, message):
-    filled = [argument.format(run=run, tmp=tmp_path) for argument in arguments]
-
-    assert command.main(filled) == code
-
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert re.search(message, printed.err)
-    assert printed.err.count("\n") == 1
-
-
-def test_python_m_pipeline_evaluate_gives_equal_bits_in_two_processes(checkpoint, results):
-    arguments = ["--checkpoint", checkpoint, *COMMAND, "--cache", "", "--workers", "2", "--json"]
-
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.evaluate", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert {row["name"]: row["value"] for row in json.loads(done.stdout)} == values(results)
-    assert done.stderr == ""
 
 
 def test_evaluation_needs_neither_ray_nor_mlflow():

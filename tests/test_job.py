@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import yaml
 from data_prep import storage
 from data_prep.manifest import shard_url
 from pipeline.checkpoint import Checkpoints
-from pipeline.tracking import checkpoints, history
+from pipeline.delivery import read_checkpoints
+from pipeline.mlflow_client import connect
+from pipeline.tracking import history
 from tests.datasets import draw_images, make_data_set
 from tests.mlflow_server import MlflowServer
 from tests.ray_cluster import ROOT, RayCluster
@@ -97,9 +100,18 @@ def test_a_submitted_job_trains_evaluates_and_registers_on_object_storage(finish
     points = history(mlflow.uri, result["tracking_run_id"])
     assert [nimg for nimg, _ in points["metric/fid16"]] == [0, 720]
     assert {nimg for nimg, _ in points["loss/D"]} > {96, 720}
-    rows = checkpoints(mlflow.uri, result["tracking_run_id"])
+    client = connect(mlflow.uri)
+    rows = read_checkpoints(client, result["tracking_run_id"])
     assert [row["digest"] for row in rows] == [c.digest for c in reversed(committed)]
     assert rows[0]["metric/fid16"] == pytest.approx(result["metrics"]["metric/fid16"], rel=1e-5)
+
+    # Every number carries how it was measured, and the run the code it was made with.
+    assert set(result["fingerprints"]) == set(result["metrics"])
+    for name, fingerprint in result["fingerprints"].items():
+        for row in (rows[0], rows[-1]):
+            assert row[f"{name} fingerprint"] == fingerprint
+    revision = client.get_run(result["tracking_run_id"]).data.tags["code_revision"]
+    assert re.fullmatch("sha256:[0-9a-f]{64}", revision), "Ray uploads the code without .git"
 
 
 def test_the_registered_model_is_pulled_and_draws_images_in_another_process(

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline import tracking
+from pipeline.delivery import read_checkpoints
 from pipeline.mlflow_client import TrackingError, connect
-from pipeline.revision import code_revision
 from pipeline.spool import Spool
 from pipeline.tracking import Tracker, TrackingConfig, flatten
 from tests.mlflow_server import free_port
@@ -45,6 +45,11 @@ def open_tracker(tmp_path):
         tracker.finish("KILLED", timeout_s=5)
 
 
+def checkpoints(uri, run_id):
+    """Rows of the table of checkpoints."""
+    return read_checkpoints(connect(uri), run_id)
+
+
 def steps(uri, run_id, name):
     """Steps at which MLflow has values, each as often as it has them."""
     return sorted(point.step for point in connect(uri).get_metric_history(run_id, name))
@@ -69,7 +74,11 @@ def test_a_run_shows_what_was_run_what_came_out_and_every_checkpoint(uri, open_t
     tracker.log_checkpoint("s3://b/run/checkpoints/1", digest="d1", nimg=1000)
     tracker.log_checkpoint("s3://b/run/checkpoints/2", digest="d2", nimg=2000)
     tracker.log_checkpoint(
-        "s3://b/run/checkpoints/1", digest="d1", nimg=1000, metrics={"metric/fid300": 99.5}
+        "s3://b/run/checkpoints/1",
+        digest="d1",
+        nimg=1000,
+        metrics={"metric/fid300": 99.5},
+        fingerprints={"metric/fid300": "ab12"},
     )
     assert tracker.finish("FINISHED")
 
@@ -86,9 +95,15 @@ def test_a_run_shows_what_was_run_what_came_out_and_every_checkpoint(uri, open_t
         "metric/fid300": [(1000, 99.5)],
         "progress/kimg": [(1000, 1.0), (2000, 2.0)],
     }
-    assert tracking.checkpoints(uri, tracker.run_id) == [
+    assert checkpoints(uri, tracker.run_id) == [
         {"nimg": 2000, "digest": "d2", "url": "s3://b/run/checkpoints/2"},
-        {"nimg": 1000, "metric/fid300": 99.5, "digest": "d1", "url": "s3://b/run/checkpoints/1"},
+        {
+            "nimg": 1000,
+            "metric/fid300": 99.5,
+            "metric/fid300 fingerprint": "ab12",
+            "digest": "d1",
+            "url": "s3://b/run/checkpoints/1",
+        },
     ]
     names = {file.path for file in client.list_artifacts(tracker.run_id)}
     assert {"config.yaml", "checkpoints.json", "images"} <= names
@@ -121,7 +136,7 @@ def test_a_restarted_driver_goes_on_in_the_same_run_and_repeats_nothing(
     assert again.run_id == first.run_id
     assert steps(sqlite_uri, first.run_id, "loss/D") == [1000, 2000, 3000, 4000]
     assert steps(sqlite_uri, first.run_id, "loss/G") == [3000, 4000]
-    assert [row["nimg"] for row in tracking.checkpoints(sqlite_uri, first.run_id)] == [4000, 2000]
+    assert [row["nimg"] for row in checkpoints(sqlite_uri, first.run_id)] == [4000, 2000]
     client = connect(sqlite_uri)
     assert len(client.list_artifacts(first.run_id, "images")) == 2
     run = client.get_run(first.run_id)
@@ -158,6 +173,31 @@ def test_a_run_that_was_deleted_is_replaced(sqlite_uri, open_tracker, caplog):
     assert "has no run" in caplog.text
 
 
+class Broken:
+    """As NVML is when the driver has been updated under it."""
+
+    def collect_metrics(self):
+        raise RuntimeError("Driver/library version mismatch")
+
+    def aggregate_metrics(self):
+        return {}
+
+    def clear_metrics(self):
+        pass
+
+
+def test_a_measurement_that_fails_costs_itself_alone(sqlite_uri, open_tracker, caplog):
+    tracker = open_tracker(sqlite_uri)
+    tracker._sampler._monitor.monitors.insert(0, Broken())
+    for nimg in (1000, 2000):
+        tracker.log_tick(nimg, {"loss/D": 1.0})
+        assert tracker.flush()
+
+    assert steps(sqlite_uri, tracker.run_id, "loss/D") == [1000, 2000]
+    assert steps(sqlite_uri, tracker.run_id, "system/cpu_utilization_percentage")
+    assert caplog.text.count("Broken does not measure: RuntimeError: Driver/library") == 1
+
+
 @pytest.mark.parametrize("outage", ["killed", "silent"])
 def test_a_server_that_goes_away_costs_nothing_but_a_delay(
     mlflow_server, open_tracker, monkeypatch, caplog, outage
@@ -184,9 +224,7 @@ def test_a_server_that_goes_away_costs_nothing_but_a_delay(
     assert training_waited_s < 0.5
     assert steps(mlflow_server.uri, tracker.run_id, "loss/D") == list(range(1000, 30_000, 1000))
     assert steps(mlflow_server.uri, tracker.run_id, "loss/G") == list(range(2000, 30_000, 1000))
-    assert [row["url"] for row in tracking.checkpoints(mlflow_server.uri, tracker.run_id)] == [
-        "u/29"
-    ]
+    assert [row["url"] for row in checkpoints(mlflow_server.uri, tracker.run_id)] == ["u/29"]
     assert "is away" in caplog.text
     assert "answers again" in caplog.text
     assert not list(tracker.spool.files.iterdir())
@@ -269,24 +307,6 @@ def test_a_full_spool_drops_what_comes_and_says_so_once(tmp_path, caplog):
     assert [entry["number"] for entry in spool.peek(10)] == [0, 1, 2]
     assert spool.dropped == 7
     assert caplog.text.count("lost from now on") == 1
-
-
-def test_the_code_revision_is_the_commit_and_whether_files_differ(tmp_path):
-    def git(*args):
-        identity = ["-c", "user.name=n", "-c", "user.email=e"]
-        subprocess.run(["git", "-C", tmp_path, *identity, *args], check=True, capture_output=True)
-
-    code = tmp_path / "code.py"
-    code.write_text("1")
-    assert code_revision(code) == "unknown"
-    git("init")
-    assert code_revision(code) == "unknown", "a file that this repository does not hold"
-    git("add", "code.py")
-    git("commit", "-m", "m")
-    revision = code_revision(code)
-    assert len(revision) == 40
-    code.write_text("2")
-    assert code_revision(code) == f"{revision}-dirty"
 
 
 def test_tracking_sends_nothing_about_its_use(sqlite_uri):

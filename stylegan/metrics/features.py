@@ -35,22 +35,10 @@ class FeatureMoments:
         moments.update(features)
         return moments
 
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FeatureMoments":
-        """The inverse of `tensors`."""
-        moments = cls(len(tensors["sum"]), device=tensors["sum"].device)
-        moments.count = int(tensors["count"])
-        moments.sum, moments.outer = tensors["sum"].clone(), tensors["outer"].clone()
-        return moments
-
     @property
     def dim(self) -> int:
         """Number of features d."""
         return len(self.sum)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything, to be stored."""
-        return {"count": torch.tensor(self.count), "sum": self.sum, "outer": self.outer}
 
     def update(self, features: Float[Tensor, "n d"]) -> None:
         """Add the features of some images.
@@ -65,14 +53,6 @@ class FeatureMoments:
         self.count += len(x)
         self.sum += x.sum(dim=0)
         self.outer.addmm_(x.T, x)
-
-    def merge(self, other: "FeatureMoments") -> None:
-        """Add the images that `other` has seen."""
-        if other.dim != self.dim:
-            raise ValueError(f"moments of {other.dim} and of {self.dim} features cannot be merged")
-        self.count += other.count
-        self.sum += other.sum
-        self.outer += other.outer
 
     def mean(self) -> Float64[Tensor, " d"]:
         """Mean over the images."""

@@ -1,0 +1,85 @@
+"""`python -m pipeline.evaluate`: what it measures, prints and refuses."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import evaluate as command
+from tests.measured import values
+
+ROOT = Path(command.__file__).parents[1]
+COMMAND = ["--num-images", "10", "--batch", "4", "--device", "cpu"]
+
+
+def test_the_command_line_measures_the_newest_checkpoint_of_a_run(run, results, cache, capsys):
+    assert command.main(["--run", run, *COMMAND, "--cache", cache]) == 0
+
+    printed = capsys.readouterr().out.splitlines()
+    digests = [result.fingerprint_digest[:12] for result in results]
+    assert printed[0].startswith(f"fid10  {results[0].value:.6g}  {digests[0]}  biased upwards")
+    assert printed[1] == f"kid10  {results[1].value:.6g}  {digests[1]}"
+    assert "  nimg: 8000" in printed
+    assert f"  data_digest: {results[0].fingerprint['data_digest']}" in printed
+    assert "  ddof: 1 (fid10)" in printed
+    assert "  metric: fid (fid10)" in printed
+
+
+def test_the_command_line_prints_json_of_a_chosen_checkpoint(run, data, results, cache, capsys):
+    arguments = ["--run", run, "--nimg", "8000", "--data", data, *COMMAND]
+
+    assert command.main([*arguments, "--metrics", "kid", "--cache", cache, "--json"]) == 0
+
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row == json.loads(
+        json.dumps(
+            {**dataclasses.asdict(results[1]), "fingerprint_digest": results[1].fingerprint_digest}
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--run", "{run}", "--nimg", "5"], 2, "no checkpoint of nimg 5; choose from 4000, 8000"),
+        (["--run", "{tmp}"], 2, "nothing was committed under"),
+        (["--checkpoint", "{tmp}"], 1, "cannot read .*commit.json"),
+        (["--checkpoint", "{tmp}", "--nimg", "5"], 2, "--nimg chooses a checkpoint of a run"),
+        (["--model", "{tmp}"], 2, "does not say where its data are; name them with --data"),
+        (["--run", "{run}", "--metrics", ""], 2, "--metrics is empty; choose from fid, kid"),
+        (["--run", "{run}", "--metrics", "lpips"], 2, "choose from fid, kid"),
+        (["--run", "{run}", "--workers", "0"], 2, "--workers is 0; choose at least 1"),
+        (["--run", "{run}", "--num-images", "1"], 2, "choose at least 2"),
+        (["--run", "{run}", "--data", "{tmp}"], 1, "cannot read .*manifest.json"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(run, tmp_path, capsys, arguments, code, message):
+    filled = [argument.format(run=run, tmp=tmp_path) for argument in arguments]
+
+    assert command.main(filled) == code
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert re.search(message, printed.err)
+    assert printed.err.count("\n") == 1
+
+
+def test_python_m_pipeline_evaluate_gives_equal_bits_in_two_processes(checkpoint, results):
+    arguments = ["--checkpoint", checkpoint, *COMMAND, "--cache", "", "--workers", "2", "--json"]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.evaluate", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert {row["name"]: row["value"] for row in json.loads(done.stdout)} == values(results)
+    assert done.stderr == ""
