@@ -19,6 +19,7 @@ def _result(first: float, last: float, run_url: str = "run") -> Result:
         nimg=24_000,
         metrics={"metric/kid300": last},
         first_metrics={"metric/kid300": first},
+        fingerprints={"metric/kid300": "cd"},
         model="demo/1",
         alias="champion",
         tracking_uri="sqlite:///mlflow.db",
@@ -72,7 +73,7 @@ def test_the_demo_config_is_what_the_demo_promises():
     assert config.network.resolution == 32
     assert config.step.average_half_life_kimg <= 0.5
     assert config.evaluation.num_images >= 300
-    assert config.evaluation.names == ("fid300", "kid300")
+    assert config.evaluation.metrics == ("fid", "kid")
 
 
 def test_the_last_screen_says_what_was_made_where_it_is_and_what_comes_next(tmp_path, monkeypatch):
