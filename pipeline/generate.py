@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -241,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
             dest="terms",
             action="append",
             default=[],
-            type=lambda text, sign=sign: (sign, text),
+            type=partial(_term, sign),
             metavar="SEEDS",
             help="a group whose mean is added or subtracted, such as 0-2; may be given again",
         )
@@ -256,6 +257,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
         registry.add_uri(command)
     return parser
+
+
+def _term(sign: int, seeds: str) -> tuple[int, str]:
+    return sign, seeds
 
 
 def _checkpoint_url(model: str) -> str:

@@ -108,17 +108,10 @@ def styles(
     labels: Float[Tensor, "n d"] | None = None,
 ) -> Float[Tensor, "n l w"]:
     """One w per layer of each seed; the arguments are those of `sample`."""
-    if not math.isfinite(psi):
-        raise ValueError(f"psi is {psi}; choose a finite number, such as 0.7, or 1 for none")
-    if cutoff is not None and not 0 <= cutoff <= Gs.layers():
-        raise ValueError(
-            f"cutoff is {cutoff}, but the network has {Gs.layers()} layers to truncate; choose "
-            f"from 0 to {Gs.layers()}, or leave it out for all"
-        )
     device = Gs.w_avg.device
     z = latents(seeds, Gs.config.z_size).to(device)
     ws = Gs.broadcast(Gs.mapping(z, None if labels is None else labels.to(device)))
-    return Gs.truncate(ws, psi=psi, cutoff=ws.shape[1] if cutoff is None else cutoff)
+    return _truncated(Gs, ws, psi=psi, cutoff=cutoff)
 
 
 def style_layers(Gs: Generator, name: str) -> range:
@@ -225,7 +218,7 @@ def arithmetic(
 
     def draw(latent: Tensor) -> Tensor:
         ws = Gs.broadcast(to_w(latent) if space == "z" else latent)
-        ws = Gs.truncate(ws, psi=psi, cutoff=ws.shape[1] if cutoff is None else cutoff)
+        ws = _truncated(Gs, ws, psi=psi, cutoff=cutoff)
         return to_uint8(Gs.synthesis(ws, lod=lod)).cpu()
 
     rows, total = [], torch.zeros(())
@@ -257,6 +250,19 @@ def one_hot(classes: Int64[Tensor, " n"], label_size: int) -> Float[Tensor, "n d
 def to_uint8(images: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
     """[-1, 1] to bytes: x * 127.5 + 128, clipped and truncated, so halves are rounded up."""
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def _truncated(
+    Gs: Generator, ws: Float[Tensor, "n l w"], *, psi: float, cutoff: int | None
+) -> Float[Tensor, "n l w"]:
+    if not math.isfinite(psi):
+        raise ValueError(f"psi is {psi}; choose a finite number, such as 0.7, or 1 for none")
+    if cutoff is not None and not 0 <= cutoff <= Gs.layers():
+        raise ValueError(
+            f"cutoff is {cutoff}, but the network has {Gs.layers()} layers to truncate; choose "
+            f"from 0 to {Gs.layers()}, or leave it out for all"
+        )
+    return Gs.truncate(ws, psi=psi, cutoff=ws.shape[1] if cutoff is None else cutoff)
 
 
 def _keyed_noise(Gs: Generator, seeds: Sequence[int]) -> list[Float[Tensor, "n 1 h w"]]:

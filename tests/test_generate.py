@@ -163,9 +163,10 @@ def test_arithmetic_of_nothing_is_refused(pulled, tmp_path, capsys):
     assert "give groups of seeds with --plus and --minus" in capsys.readouterr().err
 
 
-def test_mixing_wants_a_finite_psi_too(pulled, tmp_path, capsys):
-    out = tmp_path / "mixing.png"
-    assert run("mixing", "--model", pulled, "--psi", "nan", "--out", out) == 1
+@pytest.mark.parametrize("command", [["mixing"], ["arithmetic", "--plus", "0-1"]])
+def test_every_command_wants_a_finite_psi(command, pulled, tmp_path, capsys):
+    out = tmp_path / "out.png"
+    assert run(*command, "--model", pulled, "--psi", "nan", "--out", out) == 1
     assert "psi is nan; choose a finite number" in capsys.readouterr().err
     assert not out.exists()
 
