@@ -54,8 +54,8 @@ class DataConfig:
 class NetworkConfig:
     """G and D; what both share stands beside them."""
 
-    kind: Literal["gan", "dcgan", "pggan", "stylegan"] = "stylegan"
-    """The paper: gan, dcgan, pggan or stylegan."""
+    kind: Literal["gan", "dcgan", "pggan", "stylegan", "stylegan2"] = "stylegan"
+    """The paper: gan, dcgan, pggan, stylegan or stylegan2."""
     resolution: int
     """Width and height of the finished generator's images, in pixels."""
     channels: int = 3

@@ -4,24 +4,30 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from stylegan.networks import dcgan, gan, interface, pggan, stylegan
+from stylegan.networks import dcgan, gan, interface, pggan, stylegan, stylegan2
 
 KINDS: dict[str, ModuleType] = {
     "gan": gan,
     "dcgan": dcgan,
     "pggan": pggan,
     "stylegan": stylegan,
+    "stylegan2": stylegan2,
 }
 """One module a paper, each with GeneratorConfig, Generator, DiscriminatorConfig, Discriminator."""
 
 GeneratorConfig = (
-    gan.GeneratorConfig | dcgan.GeneratorConfig | pggan.GeneratorConfig | stylegan.GeneratorConfig
+    gan.GeneratorConfig
+    | dcgan.GeneratorConfig
+    | pggan.GeneratorConfig
+    | stylegan.GeneratorConfig
+    | stylegan2.GeneratorConfig
 )
 DiscriminatorConfig = (
     gan.DiscriminatorConfig
     | dcgan.DiscriminatorConfig
     | pggan.DiscriminatorConfig
     | stylegan.DiscriminatorConfig
+    | stylegan2.DiscriminatorConfig
 )
 
 
