@@ -1,13 +1,16 @@
 """Presets: each is what its paper says, and trains."""
 
 import csv
+import functools
 import gzip
+import math
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from pipeline import config as configs
+from pipeline.loop import Commit, Tick, train
 from pipeline.options import PRESETS
 from pipeline.summary import show
 from stylegan.networks import family
@@ -130,10 +133,11 @@ def _rows(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", sets("C3_*"))
 def test_golden_stylegan2_schedules_are_those_of_the_presets(name):
     """Batch, learning rates, lod and ticks; the number of GPUs chooses nothing here."""
+    load = functools.cache(configs.load)
     for row in _rows(name):
         resolution = int(row["resolution_max"])
         letter = row["config"].removeprefix("config-")[0]
-        config = configs.load(f"stylegan2-{letter}", [*GIVEN, f"network.resolution={resolution}"])
+        config = load(f"stylegan2-{letter}", (*GIVEN, f"network.resolution={resolution}"))
         phase = phase_at(round(float(row["kimg"]) * 1000), config.schedule, resolution=resolution)
         assert phase.resolution == int(row["resolution"]), row
         assert phase.batch == int(row["minibatch_size"]), row
@@ -162,6 +166,78 @@ def test_golden_stylegan2_options_are_those_of_the_presets(name):
         if letter != "a":
             fmap_base = official["G_args"].get("fmap_base", 16384)
             assert config.network.G.fmap_base == config.network.D.fmap_base == fmap_base, key
+
+
+TINY = [
+    "run_url=run",
+    "workers=1",
+    "commit_kimg=1",
+    "loader.threads=1",
+    "evaluation.metrics=[]",
+    "network.resolution=16",
+    "schedule.table=none",
+    "schedule.stable_kimg=0.06",
+    "schedule.fade_kimg=0.06",
+    "schedule.total_kimg=0.2",
+    *(
+        f"schedule.{key}.{side}={value}"
+        for side in (8, 16)
+        for key, value in (("batch", 8), ("tick_kimg", 0.04), ("lr", 0.002))
+    ),
+]
+SIZES = {
+    "gan": ["network.G.widths=[16]", "network.D.widths=[6,6]"],
+    "dcgan": ["network.G.width=4", "network.D.width=4"],
+    "growing": [f"network.{n}.{key}" for n in "GD" for key in ("fmap_base=64", "fmap_max=8")],
+}
+SYSTEMS = ["gan", "dcgan", "pggan"]
+SYSTEMS += [f"stylegan-{letter}" for letter in "bcdef"]
+SYSTEMS += [f"stylegan2-{letter}" for letter in "abcdef"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_trains_200_images_without_a_nan(system, tiny_data, tmp_path, monkeypatch):
+    """Through a fade where the networks grow; lazy regularization falls due more than once."""
+    monkeypatch.chdir(tmp_path)
+    overlay = {"gan": "demo-data", "dcgan": "demo-data", "pggan": "small-pggan"}.get(
+        system, "small"
+    )
+    sizes = SIZES.get(system, SIZES["growing"])
+    config = configs.load([system, overlay], [*TINY, *sizes, f"data.url={tiny_data}"])
+    ticks: list[Tick] = []
+    nimg = train(config, observer=Ticks(ticks))
+
+    assert nimg >= 200
+    values = {
+        key: [tick.metrics[key] for tick in ticks if key in tick.metrics]
+        for key in ticks[-1].metrics.keys() | {"loss/D", "loss/G"}
+    }
+    for key, series in values.items():
+        assert all(math.isfinite(value) for value in series), (key, series)
+    assert len(values["loss/D"]) >= 4
+    assert set(values["skipped/D"] + values["skipped/G"]) == {0.0}
+    shown = {key for tick in ticks for key in tick.metrics}
+    assert ("loss/r1" in shown) == (config.loss.r1_gamma > 0)
+    assert ("loss/path" in shown) == (config.loss.path_weight > 0)
+    assert ("loss/gp" in shown) == (config.loss.wgan_gp_weight > 0)
+    grew = {tick.resolution for tick in ticks}
+    assert grew == ({8, 16} if config.network.G.grows else {16})
+
+
+class Ticks:
+    """Keeps what it is told."""
+
+    def __init__(self, ticks: list[Tick]) -> None:
+        self.ticks = ticks
+
+    def began(self, nimg: int, url: str) -> None:
+        """Nothing is kept."""
+
+    def tick(self, tick: Tick) -> None:
+        self.ticks.append(tick)
+
+    def committed(self, commit: Commit) -> None:
+        """Nothing is kept."""
 
 
 def test_every_kind_of_network_has_a_preset():

@@ -3,33 +3,32 @@
 import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from stylegan.draws import PATH_STEP, DiscriminatorDraws, Draws, GeneratorDraws, Purpose
-from stylegan.networks.stylegan import (
-    Discriminator,
-    DiscriminatorConfig,
-    Generator,
-    GeneratorConfig,
-)
 from stylegan.objective import LossConfig
 from stylegan.optimizer import OptimizerConfig
 from stylegan.schedule import Phase
 from stylegan.split import Split
 from stylegan.state import TrainState
 from stylegan.step import Part, StepConfig, TrainingStep
+from tests.networks import SplitDraws, networks, reals_of
 from tests.processes import ProcessGroup, free_port, run_ranks
 
 BATCH = 32
-SIZES = {"resolution": 16, "fmap_base": 64, "fmap_max": 8}
 
 
-def make_state(dtype: torch.dtype = torch.float32) -> TrainState:
-    G = Generator(GeneratorConfig(**SIZES, z_size=8, w_size=8, mapping_width=8), seed=1)
-    D = Discriminator(DiscriminatorConfig(**SIZES), seed=2)
-    return TrainState(G.to(dtype), D.to(dtype), OptimizerConfig())
+def make_state(
+    dtype: torch.dtype = torch.float32,
+    variant: str = "stylegan",
+    loss: LossConfig | None = None,
+    label_size: int = 0,
+) -> TrainState:
+    G, D = networks(variant, dtype=dtype, label_size=label_size)
+    loss = loss or LossConfig()
+    return TrainState(
+        G, D, OptimizerConfig(), G_interval=loss.G_interval, D_interval=loss.D_interval
+    )
 
 
 def phase(lod: float, lr: float = 0.001, batch: int = BATCH) -> Phase:
@@ -44,63 +43,23 @@ def phase(lod: float, lr: float = 0.001, batch: int = BATCH) -> Phase:
     )
 
 
-class SplitDraws:
-    """Our own random numbers for the parts of one worker, in the type of the networks."""
-
-    def __init__(self, network: Generator, parts: list[np.ndarray], lod: float) -> None:
-        self.network, self.lod = network, lod
-        self.indices = [torch.from_numpy(part) for part in parts]
-
-    def fakes(self, step: int, part: int) -> GeneratorDraws:
-        indices = self._indices(step, part)
-        drawn = Draws(seed=0).generator(
-            step,
-            indices,
-            first_index=0,
-            z_size=self.network.config.z_size,
-            noise_sides=self.network.noise_sides(self.lod),
-            layers=self.network.layers(self.lod),
-            mixing_prob=1.0,
-        )
-        dtype = self.network.w_avg.dtype
-        return GeneratorDraws(
-            z=drawn.z.to(dtype),
-            z_mix=None if drawn.z_mix is None else drawn.z_mix.to(dtype),
-            cutoff=drawn.cutoff,
-            noise=[noise.to(dtype) for noise in drawn.noise],
-        )
-
-    def judging(self, step: int, part: int) -> DiscriminatorDraws:
-        mix = Draws(seed=0).gp_mix(self.indices[part]).to(self.network.w_avg)
-        return DiscriminatorDraws(gp_mix=mix)
-
-    def path_noise(self, part: int) -> torch.Tensor:
-        indices, side = self._indices(PATH_STEP, part), 16 >> int(self.lod)
-        noise = Draws(seed=0).normal(Purpose.PATH_NOISE, indices=indices, count=3 * side * side)
-        return noise.unflatten(1, (3, side, side)).to(self.network.w_avg)
-
-    def _indices(self, step: int, part: int) -> torch.Tensor:
-        indices = self.indices[part]
-        return indices[: len(indices) // 2] if step == PATH_STEP else indices
-
-
-def reals_of(lod: float, dtype: torch.dtype, batch: int = BATCH) -> torch.Tensor:
-    side = 16 >> int(lod)
-    rng = torch.Generator().manual_seed(5)
-    return torch.rand(batch, 3, side, side, generator=rng, dtype=torch.float64).to(dtype) * 2 - 1
-
-
 def step_once(state: TrainState, split: Split, loss: LossConfig, lod: float, lr: float) -> None:
     """One minibatch of this split's share."""
     step = TrainingStep(state, loss=loss, config=StepConfig(mixing_prob=1), split=split)
     step.enter(phase(lod, lr))
-    parts = split.parts(BATCH)
-    reals = reals_of(lod, state.G.w_avg.dtype)
-    step(
-        [Part(reals=reals[torch.from_numpy(part)]) for part in parts],
-        SplitDraws(state.G, parts, lod),
-        phase(lod, lr),
-    )
+    shares = [torch.from_numpy(part) for part in split.parts(BATCH)]
+    reals = reals_of(lod, state.G.w_avg.dtype, BATCH)
+    size = state.G.config.label_size
+    labels = torch.eye(size)[torch.arange(BATCH) % size] if size else None
+    parts = [
+        Part(
+            reals=reals[share],
+            D_labels=None if labels is None else labels[share],
+            G_labels=None if labels is None else labels[share].roll(1, dims=1),
+        )
+        for share in shares
+    ]
+    step(parts, SplitDraws(state.G, state.D, shares, lod), phase(lod, lr))
 
 
 def gradients(state: TrainState) -> dict[str, torch.Tensor]:
@@ -127,31 +86,48 @@ def assert_equal_gradients(
             assert worst <= limit, f"{what}: {name} is off by {worst:.1e}, allowed {limit:.1e}"
 
 
-LOSSES = {
-    "r1": LossConfig(),
-    "lazy": LossConfig(r1_interval=2, path_weight=2, path_interval=2),
-    "wgan-gp": LossConfig(adversarial="wgan", r1_gamma=0, wgan_gp_weight=10, drift_weight=0.001),
+PLAIN = LossConfig(r1_gamma=0)
+WGAN_GP = LossConfig(adversarial="wgan", r1_gamma=0, wgan_gp_weight=10, drift_weight=0.001)
+LAZY = LossConfig(r1_interval=2, path_weight=2, path_interval=2)
+CASES: dict[str, tuple[str, LossConfig, float, int, int]] = {
+    "stylegan at 8 px": ("stylegan", LossConfig(), 1.0, 4, 0),
+    "stylegan fading": ("stylegan", LossConfig(r2_gamma=1), 0.4, 4, 0),
+    "stylegan with labels": ("stylegan", LossConfig(), 0.0, 4, 3),
+    "stylegan, lazy": ("stylegan", LAZY, 0.4, 4, 0),
+    "stylegan, wgan-gp": ("stylegan", WGAN_GP, 0.4, 4, 0),
+    "stylegan2": ("stylegan2-skip-residual", LossConfig(), 0.0, 4, 0),
+    "stylegan2 with labels": ("stylegan2-residual-skip", LAZY, 0.0, 4, 3),
+    "stylegan2 growing": ("stylegan2-growing-growing", LAZY, 0.4, 4, 0),
+    "pggan with classes": ("pggan", WGAN_GP, 0.4, 4, 3),
+    "dcgan": ("dcgan", PLAIN, 0.0, 1, 0),
+    "gan with dropout": ("gan", PLAIN, 0.0, 1, 0),
 }
-LODS = (1.0, 0.4, 0.0)
+"""(networks, loss, lod, images D looks at together, label size)."""
 
 
-@pytest.mark.parametrize(
-    ("loss", "lod", "dtype", "micro_batch"),
-    [
-        ("r1", 1.0, torch.float64, 4),
-        ("r1", 0.4, torch.float64, 12),
-        ("r1", 0.4, torch.float32, 4),
-        ("lazy", 0.4, torch.float64, 12),
-        ("lazy", 0.0, torch.float32, 4),
-        ("wgan-gp", 0.4, torch.float64, 12),
-        ("wgan-gp", 0.0, torch.float32, 4),
-    ],
-)
-def test_micro_batches_have_the_gradients_of_the_whole_batch(loss, lod, dtype, micro_batch):
-    whole, parts = make_state(dtype), make_state(dtype)
-    step_once(whole, Split(), LOSSES[loss], lod, lr=0)
-    step_once(parts, Split(micro_batch=micro_batch), LOSSES[loss], lod, lr=0)
-    assert_equal_gradients(gradients(parts), gradients(whole), "micro-batches")
+def gradients_of(case: str, dtype: torch.dtype, **split: int) -> dict[str, torch.Tensor]:
+    """Those of one global batch, from the same state."""
+    variant, loss, lod, group, label_size = CASES[case]
+    state = make_state(dtype, variant, loss, label_size)
+    step_once(state, Split(group=group, **split), loss, lod, lr=0)
+    return gradients(state)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "dcgan"])
+def test_micro_batches_have_the_gradients_of_the_whole_batch(case):
+    """Batch normalization is refused there: the whole batch is what it normalizes over."""
+    for dtype, micro_batch in ((torch.float64, 12), (torch.float32, 4)):
+        whole = gradients_of(case, dtype)
+        parts = gradients_of(case, dtype, micro_batch=micro_batch)
+        assert_equal_gradients(parts, whole, f"micro-batches of {micro_batch}")
+
+
+def _runs() -> list[tuple[int, str, torch.dtype]]:
+    """Every case on 3 workers (shares of 3, 3 and 2 groups) and on 4; some on 2 and in float32."""
+    runs = [(world, case, torch.float64) for world in (3, 4) for case in CASES]
+    some = ["stylegan fading", "stylegan2 with labels", "dcgan"]
+    runs += [(2, case, torch.float64) for case in some]
+    return runs + [(world, case, torch.float32) for world in (2, 3, 4) for case in some]
 
 
 def _save_gradients(rank: int, ports: list[int], folder: Path) -> None:
@@ -159,29 +135,19 @@ def _save_gradients(rank: int, ports: list[int], folder: Path) -> None:
         if rank >= world:
             continue
         with ProcessGroup(rank, world, port):
-            for dtype in (torch.float32, torch.float64):
-                for lod in LODS:
-                    for micro_batch in (0, 4):
-                        state = make_state(dtype)
-                        split = Split(world=world, rank=rank, micro_batch=micro_batch)
-                        step_once(state, split, LOSSES["r1"], lod, lr=0)
-                        if rank == world - 1:
-                            name = f"{world}-{lod}-{dtype}-{micro_batch}.pt"
-                            torch.save(gradients(state), folder / name)
+            for number, (of_world, case, dtype) in enumerate(_runs()):
+                if of_world == world:
+                    found = gradients_of(case, dtype, world=world, rank=rank)
+                    if rank == world - 1:
+                        torch.save(found, folder / f"{number}.pt")
 
 
 def test_any_number_of_workers_has_the_gradients_of_one(tmp_path):
     run_ranks(_save_gradients, 4, [free_port() for _ in range(3)], tmp_path)
-    expected = {}
-    for path in sorted(tmp_path.iterdir()):
-        _, lod, dtype, _ = path.stem.split("-")
-        key = lod, dtype
-        if key not in expected:
-            state = make_state(getattr(torch, dtype.removeprefix("torch.")))
-            step_once(state, Split(), LOSSES["r1"], float(lod), lr=0)
-            expected[key] = gradients(state)
-        assert_equal_gradients(torch.load(path), expected[key], path.stem)
-    assert len(expected) == 6
+    for number, (world, case, dtype) in enumerate(_runs()):
+        found = torch.load(tmp_path / f"{number}.pt")
+        what = f"{case} on {world} workers, {dtype}"
+        assert_equal_gradients(found, gradients_of(case, dtype), what)
 
 
 def test_blocks_that_are_not_yet_grown_stay_as_they_are():
@@ -204,12 +170,14 @@ def test_the_average_follows_G_as_it_was_before_its_step():
         config=StepConfig(mixing_prob=1, average_half_life_kimg=BATCH / 1000),
         split=Split(),
     )
-    parts = Split().parts(BATCH)
+    parts = [torch.from_numpy(part) for part in Split().parts(BATCH)]
     for number in range(2):
         step.enter(phase(0.0))
         before = state.G.synthesis.blocks["4"].const.detach().clone()
         step(
-            [Part(reals=reals_of(0.0, torch.float32))], SplitDraws(state.G, parts, 0.0), phase(0.0)
+            [Part(reals=reals_of(0.0, torch.float32, BATCH))],
+            SplitDraws(state.G, state.D, parts, 0.0),
+            phase(0.0),
         )
         expected = start if number == 0 else start + (before - start) / 2
         torch.testing.assert_close(state.Gs.synthesis.blocks["4"].const, expected)
@@ -221,10 +189,10 @@ def test_a_gradient_that_is_not_finite_drops_the_update_and_is_counted():
     step = TrainingStep(state, loss=LossConfig(), config=StepConfig(mixing_prob=1), split=Split())
     step.enter(phase(0.0))
     before = {name: value.clone() for name, value in state.tensors().items()}
-    reals = reals_of(0.0, torch.float32)
+    reals = reals_of(0.0, torch.float32, BATCH)
     reals[3, 0, 0, 0] = float("nan")
-    parts = Split().parts(BATCH)
-    step([Part(reals=reals)], SplitDraws(state.G, parts, 0.0), phase(0.0))
+    parts = [torch.from_numpy(part) for part in Split().parts(BATCH)]
+    step([Part(reals=reals)], SplitDraws(state.G, state.D, parts, 0.0), phase(0.0))
     after = state.tensors()
     assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("D."))
     assert step.summary()["skipped/D"] == 1
