@@ -1,5 +1,6 @@
 # make demo      the main job on real images, end to end, in about ten minutes
 # make test      everything that has to hold (includes make check)
+# make train-all every system of the papers on the demo's images, about an hour after make demo
 # make install   the environment alone; TORCH_INDEX=URL takes torch from there, now and later
 # make check     format, lint, types, import contracts
 # make weights   feature networks for the metrics
@@ -27,7 +28,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: demo test check install weights clean always
+.PHONY: demo test train-all check install weights clean always
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(WEIGHTS)
@@ -35,6 +36,9 @@ demo: $(INSTALLED) $(WEIGHTS)
 
 test: check $(WEIGHTS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+train-all: $(INSTALLED) $(WEIGHTS)
+	$(BIN)/python -m tests.benchmarks.train_all
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -73,7 +77,7 @@ $(WEIGHTS): | $(INSTALLED)
 
 # What users have put beside the demo stays, and so does what their own runs keep.
 clean:
-	if test -d "$(DEMO)"; then cd "$(DEMO)" && rm -rf emoji data run model images more mixing.png curves.png; fi
+	if test -d "$(DEMO)"; then cd "$(DEMO)" && rm -rf all emoji data run model images more mixing.png curves.png; fi
 	@rmdir "$(DEMO)" 2>/dev/null || test ! -e "$(DEMO)" || echo "left: $(DEMO), which holds more than the demo made"
 	@test ! -e "$(CACHE)" || echo "left: $(CACHE), which other runs use; delete it if there are none"
 	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache mlruns mlflow.db
