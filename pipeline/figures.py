@@ -6,6 +6,7 @@ Values come as in MLflow's history: name -> [(nimg, value)]. Figures are drawn a
 README shows them at.
 """
 
+import functools
 import io
 import itertools
 import math
@@ -26,6 +27,11 @@ History = Mapping[str, Sequence[tuple[int, float]]]
 WIDTH_PX = 1800
 _DPI = 200
 _PANEL_IN = 1.7
+_PENALTIES = {
+    "loss/r1": "Gradient penalty R1",
+    "loss/gp": "Gradient penalty of WGAN-GP",
+    "loss/path": "Path length regularization",
+}
 _SMALL_PANEL_IN = 0.9
 _SMOOTH_POINTS = 60
 _INK, _FAINT, _GRID, _FADE = "#2b2f36", "#7a808a", "#e8eaed", "#f1ede2"
@@ -146,8 +152,9 @@ def _panels(history: History, resolution: int) -> list[_Panel]:
         panels.append(_Panel(draw=lambda ax: _draw_quality(ax, quality)))
     if history.get("loss/D") or history.get("loss/G"):
         panels.append(_Panel(draw=lambda ax: _draw_losses(ax, history)))
-    if history.get("loss/r1"):
-        panels.append(_Panel(draw=lambda ax: _draw_penalty(ax, history["loss/r1"])))
+    for name, title in _PENALTIES.items():
+        if points := history.get(name):
+            panels.append(_Panel(draw=functools.partial(_draw_penalty, points=points, title=title)))
     if lods := history.get("progress/lod"):
         panels.append(
             _Panel(
@@ -191,11 +198,11 @@ def _draw_losses(ax: Axes, history: History) -> None:
     ax.set_ylabel("loss")
 
 
-def _draw_penalty(ax: Axes, points: Sequence[tuple[int, float]]) -> None:
-    ax.set_title("Gradient penalty R1")
+def _draw_penalty(ax: Axes, *, points: Sequence[tuple[int, float]], title: str) -> None:
+    ax.set_title(title)
     _draw_line(ax, points, _RED)
     ax.set_ylim(bottom=0)
-    ax.set_ylabel("R1")
+    ax.set_ylabel("penalty")
 
 
 def _draw_resolution(ax: Axes, lods: Sequence[tuple[int, float]], resolution: int) -> None:

@@ -160,11 +160,14 @@ def _place(tick: Tick) -> str:
 
 
 def _details(tick: Tick) -> str:
-    metrics = tick.metrics
+    losses = " ".join(
+        f"{short} {tick.metrics[f'loss/{short}']:.{digits}f}"
+        for short, digits in (("D", 3), ("G", 3), ("r1", 4), ("gp", 3))
+        if f"loss/{short}" in tick.metrics
+    )
     return (
         f"{tick.resolution} px  lod {tick.lod:.2f}  {tick.images_per_s:.0f} img/s  "
-        f"loss D {metrics['loss/D']:.3f} G {metrics['loss/G']:.3f} r1 {metrics['loss/r1']:.4f}  "
-        f"data wait {metrics['time/data_wait_s']:.1f} s"
+        f"loss {losses}  data wait {tick.metrics['time/data_wait_s']:.1f} s"
     )
 
 

@@ -1,5 +1,6 @@
 """What a training looks like on a terminal and in a log."""
 
+import dataclasses
 import io
 
 import pytest
@@ -34,6 +35,14 @@ def test_everything_a_tick_says_fits_eighty_columns_on_a_terminal(terminal):
         assert part in text
     assert "…" not in text
     assert "training begins" in text
+
+
+def test_only_losses_that_there_are_are_shown():
+    """A tick without R1, such as one between two lazy updates or of WGAN-GP."""
+    out = io.StringIO()
+    metrics = {"loss/D": 0.9, "loss/G": 1.4, "loss/gp": 0.25, "time/data_wait_s": 0.0}
+    Lines(Console(file=out, width=200)).tick(dataclasses.replace(TICK, metrics=metrics))
+    assert "loss D 0.900 G 1.400 gp 0.250  data wait" in out.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])
