@@ -1,5 +1,6 @@
 """Losses and gradient penalties: closed forms, and the official values with their gradients."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan import losses
 from stylegan.draws import DiscriminatorDraws, GeneratorDraws
@@ -121,7 +123,73 @@ def test_logistic_losses_stay_finite_for_extreme_logits(value: float):
     assert torch.isfinite(logits.grad).all()
 
 
-@pytest.mark.parametrize("key", ["r1_gamma", "r2_gamma", "wgan_gp_weight", "drift_weight"])
+def test_class_terms_are_the_cross_entropy_of_the_labels():
+    """-log softmax at the label; log k for logits that are all equal."""
+    class_logits = torch.tensor([[0.0, 0.0, 0.0], [5.0, 1.0, -2.0]])
+    labels = torch.eye(3)[[1, 0]]
+    expected = [math.log(3), math.log(1 + math.exp(-4) + math.exp(-7))]
+    torch.testing.assert_close(losses.classes(class_logits, labels), torch.tensor(expected))
+
+
+def test_the_path_length_of_a_linear_generator_is_that_of_its_transposed_matrix():
+    """G(w) = A w has J^T y = A^T y for every w; with l layers the squares are averaged."""
+    rng = torch.Generator().manual_seed(0)
+    A = torch.randn(12, 5, generator=rng, dtype=torch.float64)
+    ws = torch.randn(2, 3, 5, generator=rng, dtype=torch.float64).requires_grad_()
+    images = (ws.sum(dim=1) @ A.T).reshape(2, 3, 2, 2)
+    noise = torch.randn(2, 3, 2, 2, generator=rng, dtype=torch.float64)
+
+    lengths = losses.path_lengths(images, ws, noise)
+    scaled = losses.path_lengths(images, ws, noise, scale=256)
+
+    torch.testing.assert_close(lengths, (noise.reshape(2, 12) / 2 @ A).norm(dim=1))
+    torch.testing.assert_close(scaled, lengths)
+
+
+def test_path_factors_are_the_gradient_through_the_moving_mean():
+    rng = torch.Generator().manual_seed(1)
+    lengths = torch.rand(6, generator=rng, dtype=torch.float64).requires_grad_()
+    start, decay = torch.tensor(0.3, dtype=torch.float64), 0.01
+    average = torch.lerp(start, lengths.mean(), decay)
+    (expected,) = torch.autograd.grad((lengths - average).square().sum(), lengths)
+
+    found = losses.path_factors(lengths.detach(), lengths.mean().detach(), average.detach(), decay)
+
+    torch.testing.assert_close(found, expected)
+
+
+def _penalty_of_weights(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A penalty on the gradient of a small smooth D (or G), as a function of its weights."""
+    x = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def penalty(first: Tensor, second: Tensor) -> Tensor:
+        images = x.clone().requires_grad_()
+        logits = (torch.tanh(images.flatten(1) @ first) @ second)[:, None]
+        if kind == "wgan_gp":
+            return losses.wgan_gp(logits, images, weight=10)
+        if kind == "path_lengths":
+            ws = x.flatten(1)[:, None].clone().requires_grad_()
+            made = torch.tanh(ws[:, 0] @ first)[:, :, None, None] * second[None, :, None, None]
+            return losses.path_lengths(made, ws, torch.ones_like(made))
+        return losses.gradient_penalty(logits, images, gamma=10)
+
+    return penalty
+
+
+@pytest.mark.parametrize("kind", ["gradient_penalty", "wgan_gp", "path_lengths"])
+def test_what_is_differentiated_twice_has_right_gradients(kind):
+    rng = torch.Generator().manual_seed(3)
+    first = torch.randn(18, 4, generator=rng, dtype=torch.float64).requires_grad_()
+    second = torch.randn(4, generator=rng, dtype=torch.float64).requires_grad_()
+    penalty = _penalty_of_weights(kind)
+
+    assert gradcheck(penalty, (first, second))
+    assert gradgradcheck(penalty, (first, second))
+
+
+@pytest.mark.parametrize(
+    "key", ["r1_gamma", "r2_gamma", "wgan_gp_weight", "drift_weight", "path_weight"]
+)
 def test_a_negative_weight_is_refused_by_name(key: str):
     with pytest.raises(ValueError, match=rf"loss\.{key} is -1"):
         LossConfig(**{key: -1})

@@ -6,7 +6,14 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.functional import conv2d
 
-from stylegan.layers import DownConv, UpConv, append_minibatch_stddev
+from stylegan.layers import (
+    Conv,
+    DownConv,
+    UpConv,
+    append_minibatch_stddev,
+    instance_norm,
+    pixel_norm,
+)
 from stylegan.networks.stylegan import (
     Discriminator,
     DiscriminatorConfig,
@@ -147,6 +154,25 @@ def test_blur_has_the_gradients_of_the_convolution_it_is(taps: tuple[int, ...]):
 
     assert gradcheck(blur, (x,))
     assert gradgradcheck(blur, (x,))
+
+
+LAYERS = {
+    "pixel norm": pixel_norm,
+    "instance norm": instance_norm,
+    "minibatch stddev": lambda x: append_minibatch_stddev(x, group=2, features=1),
+    "conv": Conv((2, 3, 3, 3), rng=torch.Generator().manual_seed(0)).double(),
+    "up": UpConv((2, 3, 3, 3), rng=torch.Generator().manual_seed(0), fused=False).double(),
+    "up fused": UpConv((2, 3, 3, 3), rng=torch.Generator().manual_seed(0), fused=True).double(),
+    "down": DownConv((2, 3, 3, 3), rng=torch.Generator().manual_seed(0)).double(),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_have_right_gradients_of_gradients(layer: str):
+    x = normal(2, 3, 4, 4, dtype=torch.float64).requires_grad_()
+
+    assert gradcheck(LAYERS[layer], (x,))
+    assert gradgradcheck(LAYERS[layer], (x,))
 
 
 def test_blur_keeps_constants_inside_and_darkens_the_border():
