@@ -23,7 +23,7 @@ from stylegan.official import tensorflow
 from stylegan.official.names import names, to_ours
 from stylegan.optimizer import OptimizerConfig, lazy
 from stylegan.resample import box_down
-from tests import goldens, pggan_names
+from tests import goldens, official_names
 from tests.goldens import arrays, assert_close, entry, sets, under
 
 WGAN_GP = LossConfig(adversarial="wgan", r1_gamma=0, wgan_gp_weight=10, drift_weight=0.001)
@@ -60,8 +60,7 @@ def _pggan_cases() -> list[tuple[str, str, float]]:
 @pytest.mark.parametrize(("name", "case", "lod"), _pggan_cases())
 def test_golden_progressive_gan_losses_and_gradients(name: str, case: str, lod: float):
     golden, kwargs = arrays(name), entry(name)["static_kwargs"]
-    G = pggan_names.generator(kwargs["G"], under(golden, "G/"), original=True)
-    D = pggan_names.discriminator(kwargs["D"], under(golden, "D/"))
+    G, D = official_names.pggan(kwargs, golden, original=True)
     labels = torch.from_numpy(golden["in/labels"]) if "in/labels" in golden else None
     draws, n = draws_of(golden["in/z"], G), len(golden["in/z"])
     out = f"out/{case}_lod{lod:g}"
@@ -83,7 +82,7 @@ def test_golden_progressive_gan_losses_and_gradients(name: str, case: str, lod: 
     assert float(golden[f"{out}/loss"].mean()) == pytest.approx(mean, rel=1e-5)
     found = gradients(network)
     for key, value in under(golden, f"{out}/grad/").items():
-        expected = to_ours(key, value.swapaxes(2, 3) if "Conv0_up/weight" in key else value)
+        expected = to_ours(key, official_names.transposed(key, value))
         assert_close(found[key], expected.numpy(), 1e-4, f"gradient of {key}")
     assert_norms(found, name, f"{case}_lod{lod:g}")
 

@@ -19,8 +19,8 @@ from stylegan.networks.pggan import (
     GeneratorConfig,
 )
 from stylegan.resample import blocky_up, box_down
-from tests import goldens, pggan_names
-from tests.goldens import GOLDEN_DIR, arrays, assert_close, entry, sets, under
+from tests import goldens, official_names
+from tests.goldens import GOLDEN_DIR, arrays, assert_close, entry, sets
 
 TOLERANCE = 2e-5
 
@@ -33,9 +33,7 @@ def networks(name: str) -> tuple[Generator, Discriminator]:
         seed = entry(name)["seeds"]["variables"]
         values = goldens.from_recipe(entry(name)["shapes"], entry(name)["sha256"], seed)
     kwargs = entry(name)["static_kwargs"]
-    original = not name.startswith("D4_")
-    G = pggan_names.generator(kwargs["G"], under(values, "G/"), original=original)
-    return G, pggan_names.discriminator(kwargs["D"], under(values, "D/"))
+    return official_names.pggan(kwargs, values, original=not name.startswith("D4_"))
 
 
 def tensor(array: np.ndarray) -> Tensor:
@@ -72,6 +70,11 @@ def test_golden_images_scores_and_class_logits(name: str, key: str):
     assert_close(actual, golden[key], TOLERANCE, key)
 
 
+def _original_shape(name: str, parameter: Tensor) -> list[int]:
+    shape = official_names.official_shape(name, parameter)
+    return list(official_names.transposed(name, np.empty(shape)).shape)
+
+
 def _tables() -> list[tuple[str, str]]:
     found = []
     for name in sets("D3_variable_tables*"):
@@ -90,8 +93,8 @@ def test_golden_names_shapes_and_counts_of_default_networks(name: str, resolutio
     ):
         parameters = dict(network.named_parameters())
         actual = {
-            theirs: pggan_names.original_shape(theirs, parameters[ours])
-            for ours, theirs in pggan_names.names(network).items()
+            theirs: _original_shape(theirs, parameters[ours])
+            for ours, theirs in official_names.names(network).items()
         }
         assert actual == dict(table[kind]["trainables"])
         count = sum(p.numel() for p in parameters.values())
