@@ -4,6 +4,8 @@ import csv
 import functools
 import gzip
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from stylegan.schedule import phase_at
 from tests.goldens import GOLDEN_DIR, entry, sets
 
 GIVEN = ["data.url=data", "run_url=run"]
+ROOT = Path(__file__).parents[1]
 OVERLAYS = {"demo-data": "gan", "small-pggan": "pggan", "small": "stylegan-f"}
 """Laid over another preset; with one that fits."""
 
@@ -238,6 +241,17 @@ class Ticks:
 
     def committed(self, commit: Commit) -> None:
         """Nothing is kept."""
+
+
+def test_the_table_of_presets_is_complete_and_names_tests_that_there_are():
+    text = (ROOT / "stylegan" / "README.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
+    assert listed == set(names())
+    for test in re.findall(r"`(test_\w+)`", text):
+        assert (ROOT / "tests" / f"{test}.py").is_file(), test
+    for row in rows:
+        assert "`test_" in row or "as `stylegan-f`" in row, row
 
 
 def test_every_kind_of_network_has_a_preset():
