@@ -20,10 +20,10 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from data_prep.manifest import Manifest
+from pipeline import options
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.loader import LoaderConfig
 from pipeline.measure import EvaluationConfig
-from pipeline import options
 from pipeline.names import check_alias, check_name
 from pipeline.options import ConfigError
 from pipeline.tracking import TrackingConfig, flatten

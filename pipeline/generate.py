@@ -179,12 +179,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         loaded = load(args.model, tracking_uri=args.tracking_uri, device=args.device)
         print(loaded.title)
+        psi = loaded.Gs.usual_psi if args.psi is None else args.psi
         if args.command == "images":
             paths = write_images(
                 loaded,
                 parse_seeds(args.seeds),
                 args.out,
-                psi=args.psi,
+                psi=psi,
                 cutoff=args.cutoff,
                 label=args.label,
                 noise=args.noise,
@@ -196,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.out,
                 terms=[(sign, parse_seeds(text)) for sign, text in args.terms],
                 space=args.space,
-                psi=args.psi,
+                psi=psi,
                 label=args.label,
             )
             print(f"latent arithmetic in {args.out}")
@@ -207,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows=parse_seeds(args.rows),
                 columns=parse_seeds(args.cols),
                 layers=args.layers,
-                psi=args.psi,
+                psi=psi,
                 label=args.label,
             )
             print(f"style mixing in {args.out}")
@@ -252,7 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     arithmetic.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     for command in (images, mixing, arithmetic):
         command.add_argument("--model", required=True, help="models:/NAME@ALIAS, DIR or URL")
-        command.add_argument("--psi", type=float, default=0.7, help="truncation (%(default)s)")
+        command.add_argument(
+            "--psi", type=float, help="truncation (0.7; none where the network has no styles)"
+        )
         command.add_argument("--label", type=int, help="class, where the network has labels")
         command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
         registry.add_uri(command)

@@ -64,7 +64,7 @@ class GeneratorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defi
         images = sample.sample(
             self.Gs,
             [int(seed) for seed in model_input["seed"]],
-            psi=float(params.get("truncation_psi", 0.7)),
+            psi=float(params.get("truncation_psi", self.Gs.usual_psi)),
             cutoff=None if cutoff < 0 else cutoff,
             labels=labels,
             noise=params.get("noise", "stored"),

@@ -22,11 +22,11 @@ from data_prep.manifest import Manifest
 from pipeline import config as configs
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import TrainConfig
-from pipeline.options import ConfigError
 from pipeline.loader import Batch, Loader, Request
 from pipeline.marker import CommittedCheckpoint
 from pipeline.measurements import Measurements
 from pipeline.minibatches import Minibatch, RunDraws, minibatches, total_nimg_of
+from pipeline.options import ConfigError
 from pipeline.order import SampleOrder
 from pipeline.samples import sample_grid
 from pipeline.tracking import flatten
@@ -126,9 +126,8 @@ class _Worker:
 
     def begin(self) -> None:
         """Load the newest checkpoint, or the weights to start from, or commit the start."""
-        url = self._latest_url()
+        url, tensors, scalars = self._latest()
         if url:
-            tensors, scalars = self.checkpoints.load(url)
             refuse_changes(self.config, scalars, self.manifest, url)
             self.state.load(tensors, scalars)
         elif self.config.init_from:
@@ -210,15 +209,15 @@ class _Worker:
             "tracking_run_id": self.tracking_run_id,
         }
 
-    def _latest_url(self) -> str:
-        """The newest whole checkpoint, the same for all ranks; empty if there is none."""
-        url = [""]
-        if self.rank == 0:
-            latest = self.checkpoints.load_latest()
-            url = [latest[0].url if latest else ""]
+    def _latest(self) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+        """The newest whole checkpoint, the same for all ranks; an empty URL if there is none."""
+        found = self.checkpoints.load_latest() if self.rank == 0 else None
+        url = [found[0].url if found else ""]
         if dist.is_initialized():
             dist.broadcast_object_list(url)
-        return url[0]
+        if found:
+            return url[0], found[1], found[2]
+        return (url[0], *self.checkpoints.load(url[0])) if url[0] else ("", {}, {})
 
     def _loader(self) -> Loader:
         order = SampleOrder(self.manifest.samples, self.config.seed)

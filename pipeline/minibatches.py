@@ -94,7 +94,7 @@ class RunDraws:
         noise = self._draws.normal(
             Purpose.PATH_NOISE, indices=self._of_path(part), count=math.prod(shape)
         )
-        return noise.unflatten(1, shape)
+        return noise.reshape(-1, *shape)
 
     def _of_path(self, part: int) -> Tensor:
         """The first images of the minibatch are the first of each part (`stylegan.split`)."""

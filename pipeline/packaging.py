@@ -15,9 +15,7 @@ from pipeline.bundle import Bundle
 from stylegan import sample
 
 _REQUIREMENTS = ["torch>=2.11", "numpy>=2", "safetensors>=0.6", "jaxtyping>=0.3"]
-_PARAMS: dict[str, Any] = {"truncation_psi": 0.7, "truncation_cutoff": -1, "noise": "stored"}
 _GRID_IMAGES = 32
-_GRID_PSI = 0.7
 
 
 def draw_grid(bundle: Bundle) -> Image.Image:
@@ -27,7 +25,7 @@ def draw_grid(bundle: Bundle) -> Image.Image:
     if Gs.config.label_size:
         classes = torch.arange(_GRID_IMAGES) % Gs.config.label_size
         labels = sample.one_hot(classes, Gs.config.label_size)
-    images = sample.sample(Gs, range(_GRID_IMAGES), psi=_GRID_PSI, labels=labels, lod=bundle.lod)
+    images = sample.sample(Gs, range(_GRID_IMAGES), psi=Gs.usual_psi, labels=labels, lod=bundle.lod)
     return grids.sheet(images, columns=8)
 
 
@@ -62,7 +60,13 @@ def _example(bundle: Bundle) -> tuple[Any, dict[str, Any]]:
     import pandas  # type: ignore[import-untyped]
 
     columns = {"seed": [0, 1]} | ({"label": [0, 0]} if bundle.network["G"]["label_size"] else {})
-    return pandas.DataFrame(columns), _PARAMS
+    return pandas.DataFrame(columns), _params(bundle)
+
+
+def _params(bundle: Bundle) -> dict[str, Any]:
+    """What may be given beside the seeds, with what is taken otherwise."""
+    psi = bundle.generator().usual_psi
+    return {"truncation_psi": psi, "truncation_cutoff": -1, "noise": "stored"}
 
 
 def _signature(bundle: Bundle) -> Any:
@@ -70,7 +74,7 @@ def _signature(bundle: Bundle) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    config = bundle.network["G"]
+    config, params = bundle.network["G"], _params(bundle)
     side = config["resolution"] >> int(bundle.lod)
     columns: list[Any] = [ColSpec(DataType.long, "seed")]
     if config["label_size"]:
@@ -80,9 +84,9 @@ def _signature(bundle: Bundle) -> Any:
         outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, side, side, config["channels"]))]),
         params=ParamSchema(
             [
-                ParamSpec("truncation_psi", DataType.double, _PARAMS["truncation_psi"]),
-                ParamSpec("truncation_cutoff", DataType.long, _PARAMS["truncation_cutoff"]),
-                ParamSpec("noise", DataType.string, _PARAMS["noise"]),
+                ParamSpec("truncation_psi", DataType.double, params["truncation_psi"]),
+                ParamSpec("truncation_cutoff", DataType.long, params["truncation_cutoff"]),
+                ParamSpec("noise", DataType.string, params["noise"]),
             ]
         ),
     )

@@ -118,7 +118,7 @@ def _spread(kernel: Float[Tensor, "o i 3 3"]) -> Float[Tensor, "o i 4 4"]:
 
 
 def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """x in float32 at least: what sums and squares are taken of under autocast."""
+    """The same in float32 at least: what sums and squares are taken of under autocast."""
     return x if x.dtype == torch.float64 else x.float()
 
 

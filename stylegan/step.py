@@ -82,12 +82,11 @@ class StepConfig:
         if self.micro_batch < 0:
             raise ValueError(f"step.micro_batch is {self.micro_batch}; choose 0 (off) or more")
 
-
     def decay(self, batch: int) -> float:
         """What is kept of Gs at a minibatch of so many images."""
         if self.average_decay or not self.average_half_life_kimg:
             return self.average_decay
-        return 0.5 ** (batch / (self.average_half_life_kimg * 1000))
+        return float(0.5 ** (batch / (self.average_half_life_kimg * 1000)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

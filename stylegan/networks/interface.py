@@ -115,6 +115,11 @@ class Generator(nn.Module, ABC):
     def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
         """Side in pixels of each noise input of `lod`."""
 
+    @property
+    def usual_psi(self) -> float:
+        """Truncation of pictures: 0.7 (Karras et al. 2019, Section 2.1); none without styles."""
+        return 0.7 if self.layers() > 1 else 1.0
+
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in images of `lod`."""
         only_full_size(self.config, lod)
