@@ -4,10 +4,12 @@ Any fsspec URL works (`folder/x`, `file:///x`, `s3://bucket/x`, `memory://x`, `h
 Options of a store come from the environment alone; for S3 these are AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, as s3fs reads them.
 
-File systems are looked up at every call in fsspec's own cache, which is per process and thread,
-so a forked process gets its own. What is transient (time-outs, resets, 5xx, short bodies) is tried
-again, here and nowhere below; what is not (missing, forbidden, disk full) fails at once. Every
-failure is a `StorageError` with the URL. `check_reachable` finds out at the start of a program.
+File systems are looked up at every call in fsspec's own cache, which is per process, so a forked
+process gets its own. What is transient (silence, resets, 5xx, short bodies) is tried again, here
+and nowhere below; what is not (missing, forbidden, disk full) fails at once. S3 credentials that
+are refused are looked up anew, as `~/.aws/credentials`, a `credential_process` or the node may have
+renewed them; those in AWS_* variables cannot change. Every failure is a `StorageError` with the
+URL. `check_reachable` finds out at the start of a program.
 """
 
 import errno
@@ -40,16 +42,15 @@ _LASTING = (
     NotADirectoryError,
 )
 _LASTING_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
+_CONNECT_S = 5.0
+_WORTH_REPEATING = {408, 425, 429}
+"""HTTP statuses below 500 that may pass."""
+_EXPIRED = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 _NETWORK_PACKAGES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "requests", "urllib3"}
 _PIECE_BYTES = 16 * 2**20
 _TEMPORARY = ".tmp"
 _S3_SCHEMES = ("s3://", "s3a://")
-_S3_OPTIONS = {
-    # A cached listing would hide what other machines have written since.
-    "use_listings_cache": False,
-    # Repeating below and above would multiply: 5 x 5 x 8 calls of 15 s with a store that hangs.
-    "config_kwargs": {"retries": {"total_max_attempts": 1}},
-}
+_HTTP_SCHEMES = ("http://", "https://")
 
 
 class StorageError(OSError):
@@ -70,11 +71,23 @@ class Retry:
     """Seconds before the second call; doubled for each further one."""
     longest_wait_s: float = 15.0
     """Upper bound of one wait in seconds."""
+    stall_s: float = 15.0
+    """Seconds without a byte after which a call has failed."""
 
     def wait_s(self, attempt: int) -> float:
         """Seconds to wait after failed call number `attempt` (from 0), with jitter."""
         wait_s: float = min(self.first_wait_s * 2.0**attempt, self.longest_wait_s)
         return wait_s * SystemRandom().uniform(0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a listing says about an object."""
+
+    size: int
+    """Bytes."""
+    version: str
+    """ETag, or else the time of change; empty if the store gives neither."""
 
 
 RETRY = Retry()
@@ -210,6 +223,44 @@ def listdir(url: str, *, retry: Retry = RETRY) -> list[str]:
         return []
 
 
+def is_folder(url: str, *, retry: Retry = RETRY) -> bool:
+    """Whether `url` names a folder; on web servers those URLs do that end in a slash.
+
+    Raises:
+        MissingError: It names nothing.
+    """
+    if url.startswith(("http://", "https://")):
+        return url.endswith("/")
+    kind = _retried("look up", url, lambda fs, path: fs.info(path), retry)["type"]
+    return bool(kind == "directory")
+
+
+def find(url: str, *, retry: Retry = RETRY) -> dict[str, Found]:
+    """All objects below `url` by their paths from there, sorted."""
+
+    def call(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+        root = path.rstrip("/") + "/"
+        found = fs.find(path, detail=True)
+        return {str(name).removeprefix(root): info for name, info in sorted(found.items())}
+
+    def complete(name: str, info: dict[str, Any]) -> dict[str, Any]:
+        # Web servers list names alone.
+        if info.get("size") is not None:
+            return info
+        return dict(_retried("look up", join(url, name), lambda fs, path: fs.info(path), retry))
+
+    listed = {
+        name: complete(name, info) for name, info in _retried("list", url, call, retry).items()
+    }
+    return {
+        name: Found(
+            int(info.get("size") or 0),
+            str(info.get("ETag") or info.get("LastModified") or info.get("mtime") or ""),
+        )
+        for name, info in listed.items()
+    }
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file of this name is one in the making, or what a killed process left of it."""
     return name.startswith(".") and name.endswith(_TEMPORARY)
@@ -275,10 +326,13 @@ def _unreachable(url: str, err: Exception, *, patience_s: float | None) -> Stora
     return StorageError(f"the store of {store} cannot be reached{waited} ({reason}); {remedy}")
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def _filesystem(url: str, *, stall_s: float = RETRY.stall_s) -> tuple[Any, str]:
     s3 = url.startswith(_S3_SCHEMES)
+    options = _s3_options(stall_s) if s3 else {}
+    if url.startswith(_HTTP_SCHEMES):
+        options = _http_options(stall_s)
     try:
-        fs, path = url_to_fs(url, **(_S3_OPTIONS if s3 else {}))
+        fs, path = url_to_fs(url, **options)
     except (ValueError, ImportError) as err:
         raise ValueError(f"{url} names no store that can be used here: {err}") from err
     if s3:
@@ -287,8 +341,30 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
+def _s3_options(stall_s: float) -> dict[str, Any]:
+    return {
+        # A cached listing would hide what other machines have written since.
+        "use_listings_cache": False,
+        "config_kwargs": {
+            # Repeating below and above would multiply: 5 x 5 x 8 calls with a store that hangs.
+            "retries": {"total_max_attempts": 1},
+            "connect_timeout": min(_CONNECT_S, stall_s),
+            "read_timeout": stall_s,
+        },
+    }
+
+
+def _http_options(stall_s: float) -> dict[str, Any]:
+    from aiohttp import ClientTimeout
+
+    # No limit for a call as a whole: a large file may take its time, as long as it comes.
+    timeout = ClientTimeout(total=None, sock_connect=min(_CONNECT_S, stall_s), sock_read=stall_s)
+    return {"client_kwargs": {"timeout": timeout}}
+
+
 _clients: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _inherited: list[Any] = []
+_renewing = threading.Lock()
 
 
 def _begin_child() -> None:
@@ -297,6 +373,8 @@ def _begin_child() -> None:
     Python would close their sockets, and thereby take them from the epoll that the parent still
     waits with.
     """
+    global _renewing  # noqa: PLW0603 (another thread of the parent may have held it)
+    _renewing = threading.Lock()
     _inherited.extend(_clients)
     _clients.clear()
 
@@ -305,10 +383,11 @@ os.register_at_fork(after_in_child=_begin_child)
 
 
 def _retried(action: str, url: str, call: Callable[[Any, str], T], retry: Retry) -> T:
-    attempt = 0
+    attempt, renewed = 0, False
     while True:
         try:
-            fs, path = _filesystem(url)
+            fs, path = _filesystem(url, stall_s=retry.stall_s)
+            client = getattr(fs, "_s3", None)
             return call(fs, path)
         except Exception as caught:
             err = _real(caught)
@@ -317,7 +396,11 @@ def _retried(action: str, url: str, call: Callable[[Any, str], T], retry: Retry)
             attempt += 1
             if not _is_storage_failure(err):
                 raise
-            if attempt >= retry.attempts or not _is_transient(err):
+            lasting = not _is_transient(err)
+            if url.startswith(_S3_SCHEMES) and _is_refusal(err) and attempt < retry.attempts:
+                _renew_credentials(fs, client)
+                lasting, renewed = lasting and renewed, True
+            if attempt >= retry.attempts or lasting:
                 tries = f" ({attempt} attempts)" if attempt > 1 else ""
                 raise StorageError(
                     f"cannot {action} {url}: {type(err).__name__}: {err}{tries}"
@@ -327,11 +410,22 @@ def _retried(action: str, url: str, call: Callable[[Any, str], T], retry: Retry)
             time.sleep(wait_s)
 
 
+def _renew_credentials(fs: Any, refused_client: Any) -> None:
+    """Have `fs` look up its credentials again, unless another thread has done so."""
+    with _renewing:
+        if refused_client is None or fs.s3 is refused_client:
+            logger.info("credentials were refused and are looked up again")
+            fs.connect(refresh=True)
+
+
 def _real(err: Exception) -> Exception:
     """The error itself: fsspec calls a web server that does not answer a missing file."""
     cause = err.__cause__
-    if isinstance(err, FileNotFoundError) and isinstance(cause, Exception):
-        return cause if type(cause).__module__.startswith("aiohttp.") else err
+    if not isinstance(err, FileNotFoundError) or not isinstance(cause, Exception):
+        return err
+    no_answer = isinstance(cause, TimeoutError | ConnectionError)
+    if no_answer or type(cause).__module__.startswith("aiohttp."):
+        return err if getattr(cause, "status", None) in {404, 410} else cause
     return err
 
 
@@ -346,9 +440,25 @@ def _is_storage_failure(err: Exception) -> bool:
 
 
 def _is_transient(err: Exception) -> bool:
+    if _s3_code(err) in _EXPIRED:
+        return True  # whoever renews them may be late
+    if "CERTIFICATE_VERIFY_FAILED" in str(err):
+        return False
     if not isinstance(err, OSError):
-        return "Credentials" not in type(err).__name__
+        status = getattr(err, "status", 500)
+        passes = status >= 500 or status in _WORTH_REPEATING
+        return passes and "Credentials" not in type(err).__name__
     return not isinstance(err, _LASTING) and err.errno not in _LASTING_ERRNO
+
+
+def _is_refusal(err: Exception) -> bool:
+    """Whether S3 may have meant the credentials: HEAD has no more than the status 400 or 403."""
+    return _s3_code(err) in _EXPIRED | {"400"} or isinstance(err, PermissionError)
+
+
+def _s3_code(err: Exception) -> str:
+    response = getattr(err.__cause__, "response", None)
+    return str(response["Error"].get("Code")) if isinstance(response, dict) else ""
 
 
 def _check_length(got: int, expected: int | None) -> None:

@@ -71,6 +71,8 @@ class LoaderConfig:
     """Damaged images replaced by their successor before the run fails, per process."""
     retries: int = 7
     """Repetitions of a read that failed, with back-off."""
+    stall_s: float = 15.0
+    """Seconds without a byte from the store after which a read has failed."""
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -83,6 +85,8 @@ class LoaderConfig:
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose at least {least}")
+        if not self.stall_s > 0:
+            raise ValueError(f"stall_s is {self.stall_s}; choose seconds above 0")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -246,7 +250,7 @@ class _Work:
 
     def __init__(self, loader: Loader):
         config = loader.config
-        retry = storage.Retry(attempts=config.retries + 1)
+        retry = storage.Retry(attempts=config.retries + 1, stall_s=config.stall_s)
         self.base = loader.base
         self.manifest = loader.manifest
         self.config = config

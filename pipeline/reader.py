@@ -296,7 +296,20 @@ class ShardReader:
                 except (OSError, DigestError) as err:
                     logger.warning("copy of %s is damaged, fetched again: %s", url, err)
                     self.cache.drop(expected.index_sha256)
-        return ShardIndex.from_bytes(storage.read_bytes(url, retry=self.retry), expected, url=url)
+        try:
+            return self._read_index(url, expected)
+        except DigestError as err:
+            if self.local:
+                raise
+            logger.warning("%s; read again", err)  # the transfer may be at fault
+            return self._read_index(url, expected)
+
+    def _read_index(self, url: str, expected: Shard) -> ShardIndex:
+        size = storage.size_bytes(url, retry=self.retry)
+        if size != expected.index_bytes:
+            raise DigestError(f"{url} has {size} bytes, the manifest says {expected.index_bytes}")
+        content = storage.read_range(url, 0, size, retry=self.retry)
+        return ShardIndex.from_bytes(content, expected, url=url)
 
     def _forget_copy(self, level: Level, number: int, shard: _OpenShard) -> None:
         logger.warning("copy of %s is damaged: dropped", shard.url)

