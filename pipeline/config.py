@@ -157,11 +157,6 @@ class TrainConfig:
                 f"step.micro_batch is {micro_batch}, but {self.network.kind} normalizes over whole "
                 "minibatches; set step.micro_batch=0"
             )
-        if self.loss.path_weight > 0 and D.group % self.loss.path_shrink:
-            raise ValueError(
-                f"loss.path_shrink is {self.loss.path_shrink}; it must divide the {D.group} images "
-                "of a minibatch-stddev group (network.D.mbstd_group): choose 1"
-            )
         for phase in phases(self.schedule, resolution=self.network.resolution):
             reason = refusal(
                 phase.batch,
@@ -169,6 +164,12 @@ class TrainConfig:
                 group=D.group,
                 micro_batch=micro_batch,
             )
+            group = min(D.group, phase.batch)
+            if self.loss.path_weight > 0 and group % self.loss.path_shrink:
+                raise ValueError(
+                    f"loss.path_shrink is {self.loss.path_shrink}; it must divide the {group} "
+                    "images of a minibatch-stddev group (network.D.mbstd_group): choose 1"
+                )
             if reason:
                 raise ValueError(
                     f"at {phase.resolution} px {reason} (schedule.batch, workers, "
@@ -191,6 +192,12 @@ class TrainConfig:
             ConfigError: Levels, channels or labels are others.
         """
         network, url = self.network, self.data.url
+        if manifest.height is not None:
+            raise ConfigError(
+                f"the images of {url} are {manifest.resolution}x{manifest.height}, but networks "
+                f"make squares; rerun data_prep with --resolution {network.resolution} and "
+                f"--crop centre or centre-wide"
+            )
         have = {level.resolution for level in manifest.levels}
         shown = phases(self.schedule, resolution=network.resolution)
         need = {network.resolution, *(phase.resolution for phase in shown)}

@@ -330,7 +330,7 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
         G,
         D,
         config.optimizer,
-        G_interval=config.loss.G_interval,
+        G_interval=config.loss.G_adam_interval,
         D_interval=config.loss.D_interval,
         scaled=config.step.precision == "float16",
     )

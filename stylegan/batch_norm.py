@@ -53,8 +53,11 @@ class BatchNorm(nn.Module):
         var = sum_over_workers(centred.square().sum(dim=(0, 2, 3))) / count
 
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
+            unbiased = var * (count / (count - 1).clamp(min=1))
+            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+                moved = torch.lerp(running, new, self.momentum)
+                # One bad minibatch must not spoil them for good.
+                running.copy_(torch.where(torch.isfinite(moved), moved, running))
         return self._scaled(centred, var).to(x.dtype)
 
     def _scaled(

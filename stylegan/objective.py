@@ -51,7 +51,7 @@ class LossConfig:
     path_weight: float = 0.0
     """Weight of path length regularization; 2 in StyleGAN2, 0 switches it off."""
     path_interval: int = 4
-    """Minibatches from one path length update to the next."""
+    """Minibatches from one path length update to the next; always an update of its own."""
     path_decay: float = 0.01
     """How far the moving mean of path lengths goes towards those of an update."""
     path_shrink: int = 2
@@ -79,6 +79,11 @@ class LossConfig:
     def G_interval(self) -> int:
         """Minibatches between G's regularization updates; 0 without any."""
         return self.path_interval if self.path_weight > 0 else 0
+
+    @property
+    def G_adam_interval(self) -> int:
+        """What G's Adam is corrected for: officially also where D alone is regularized lazily."""
+        return self.path_interval if self.D_interval or self.G_interval else 0
 
 
 LogitLoss = Callable[[Tensor], Tensor]

@@ -45,6 +45,7 @@ _SETTLED_STEP = 1e9
 # Loss scale of float16: half of it after gradients that are not finite, twice after so many good
 # updates (Micikevicius et al. 2018, Section 3.2).
 _FIRST_SCALE, _GROWS_AFTER = 2.0**13, 2000
+_OF_THE_SCALE = {"scale", "good"}
 
 
 class Adam:
@@ -123,7 +124,8 @@ class Adam:
             return
         self._good.copy_(torch.where(bad, 0, self._good + 1))
         grows = self._good >= _GROWS_AFTER
-        self.scale.copy_(self.scale * torch.where(bad, 0.5, torch.where(grows, 2.0, 1.0)))
+        factor = torch.where(bad, 0.5, torch.where(grows, 2.0, 1.0))
+        self.scale.copy_((self.scale * factor).clamp(min=1.0))
         self._good.copy_(torch.where(grows, 0, self._good))
 
     def zero_grad(self) -> None:
@@ -147,15 +149,16 @@ class Adam:
             ValueError: The names differ, that is, the state belongs to another phase.
         """
         own = self.tensors()
-        if own.keys() != tensors.keys():
-            odd = sorted(own.keys() ^ tensors.keys())[:4]
+        odd = sorted((own.keys() ^ tensors.keys()) - _OF_THE_SCALE)[:4]
+        if odd:
             raise ValueError(
                 f"optimizer state of another phase: {len(tensors)} tensors for {len(own)}, "
                 f"for example {', '.join(odd)}; resume with the schedule the checkpoint was made "
                 "with"
             )
         for name, value in own.items():
-            value.copy_(tensors[name])
+            if name in tensors:  # the precision may have changed
+                value.copy_(tensors[name])
 
 
 def named(module: nn.Module, parameters: Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:

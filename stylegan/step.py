@@ -7,12 +7,15 @@
 The step is a function of (state, reals, draws). Losses are means over the global batch: each worker
 sums over its own images and parts, which changes the order of summation and nothing else.
 
+The order is StyleGAN's (D, average, G) for all networks; StyleGAN2's own code begins with G.
+`w_avg` moves in D's and in G's step, not in that of the path lengths.
+
 Legend: n images, c h w.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
@@ -267,8 +270,9 @@ class TrainingStep:
             noise = draws.path_noise(number)
             arguments.append((draws.fakes(PATH_STEP, number), labels, noise, phase.lod))
 
-        # Move the mean.
-        if len(parts) == 1:
+        # Move the mean. All ranks go the same way, or their collectives would be out of order.
+        single = len(replace(self.split, rank=0).parts(phase.batch)) == 1
+        if single:
             lengths = [self._wrapped["path"](*arguments[0])]
         else:
             lengths = [self._modules["path"](*each).detach() for each in arguments]
@@ -276,12 +280,13 @@ class TrainingStep:
         _all_reduce(total)
         images = phase.batch // shrink
         mean = total / images
-        self.state.path_mean.lerp_(mean, loss.path_decay)
+        moved = torch.lerp(self.state.path_mean, mean, loss.path_decay)
+        _move(self.state.path_mean, moved)
 
         # Each part goes back with the factors of its own lengths.
         for number, each in enumerate(arguments):
             with self._synced("path", last=number == len(parts) - 1) as path:
-                mine = lengths[0] if len(parts) == 1 else path(*each)
+                mine = lengths[0] if single else path(*each)
                 factors = losses.path_factors(
                     mine.detach(), mean, self.state.path_mean, loss.path_decay
                 )
@@ -316,7 +321,13 @@ class TrainingStep:
         mean = torch.stack(list(w_sums)).sum(dim=0)
         _all_reduce(mean)
         mean /= phase.batch
-        self.state.G.w_avg.copy_(torch.lerp(mean, self.state.G.w_avg, self.config.w_avg_beta))
+        w_avg = self.state.G.w_avg
+        _move(w_avg, torch.lerp(mean, w_avg, self.config.w_avg_beta))
+
+
+def _move(average: Tensor, moved: Tensor) -> None:
+    """Take over a moving average, unless one bad minibatch would spoil it for good."""
+    average.copy_(torch.where(torch.isfinite(moved), moved, average))
 
 
 class _Sums:

@@ -21,7 +21,13 @@ from tests.goldens import GOLDEN_DIR, entry, sets
 
 GIVEN = ["data.url=data", "run_url=run"]
 ROOT = Path(__file__).parents[1]
-OVERLAYS = {"demo-data": "gan", "small-pggan": "pggan", "small": "stylegan-f"}
+OVERLAYS = {
+    "demo-data": "gan",
+    "small-gan": "gan",
+    "small-dcgan": "dcgan",
+    "small-pggan": "pggan",
+    "small": "stylegan-f",
+}
 """Laid over another preset; with one that fits."""
 
 
@@ -158,6 +164,7 @@ def test_golden_stylegan2_options_are_those_of_the_presets(name):
         assert config.loss.r1_gamma == official["D_loss_args"]["gamma"], key
         lazy = official["lazy_regularization"]
         assert (config.loss.r1_interval, config.loss.D_interval) == ((16, 16) if lazy else (1, 0))
+        assert config.loss.G_adam_interval == (4 if lazy else 0), key
         pathreg = official["G_loss_args"]["func_name"].endswith("pathreg")
         assert config.loss.G_interval == (4 if pathreg else 0), key
         for adam in ("G_opt_args", "D_opt_args"):
@@ -202,11 +209,10 @@ SYSTEMS += [f"stylegan2-{letter}" for letter in "abcdef"]
 def test_every_system_trains_200_images_without_a_nan(system, tiny_data, tmp_path, monkeypatch):
     """Through a fade where the networks grow; lazy regularization falls due more than once."""
     monkeypatch.chdir(tmp_path)
-    overlay = {"gan": "demo-data", "dcgan": "demo-data", "pggan": "small-pggan"}.get(
-        system, "small"
-    )
+    overlay = f"small-{system}" if f"small-{system}" in OVERLAYS else "small"
     sizes = SIZES.get(system, SIZES["growing"])
-    config = configs.load([system, overlay], [*TINY, *sizes, f"data.url={tiny_data}"])
+    wide = ["network.G.fmap_base=128", "network.D.fmap_base=128"] * (system == "stylegan2-f")
+    config = configs.load([system, overlay], [*TINY, *sizes, *wide, f"data.url={tiny_data}"])
     ticks: list[Tick] = []
     nimg = train(config, observer=Ticks(ticks))
 
@@ -252,6 +258,16 @@ def test_the_table_of_presets_is_complete_and_names_tests_that_there_are():
         assert (ROOT / "tests" / f"{test}.py").is_file(), test
     for row in rows:
         assert "`test_" in row or "as `stylegan-f`" in row, row
+
+
+def test_lazy_regularization_corrects_both_optimizers_also_where_only_D_is_regularized():
+    """As the official training loop does in configuration C (4 and 16 minibatches)."""
+    config = configs.load("stylegan2-c", GIVEN)
+    assert (config.loss.G_interval, config.loss.G_adam_interval, config.loss.D_interval) == (
+        0,
+        4,
+        16,
+    )
 
 
 def test_every_kind_of_network_has_a_preset():

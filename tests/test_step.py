@@ -1,13 +1,15 @@
 """The training step on any split of the global batch, with real process groups."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from stylegan.draws import GeneratorDraws
 from stylegan.objective import LossConfig
-from stylegan.optimizer import OptimizerConfig
+from stylegan.optimizer import Adam, OptimizerConfig
 from stylegan.schedule import Phase
 from stylegan.split import Split
 from stylegan.state import TrainState
@@ -27,7 +29,7 @@ def make_state(
     G, D = networks(variant, dtype=dtype, label_size=label_size)
     loss = loss or LossConfig()
     return TrainState(
-        G, D, OptimizerConfig(), G_interval=loss.G_interval, D_interval=loss.D_interval
+        G, D, OptimizerConfig(), G_interval=loss.G_adam_interval, D_interval=loss.D_interval
     )
 
 
@@ -43,14 +45,23 @@ def phase(lod: float, lr: float = 0.001, batch: int = BATCH) -> Phase:
     )
 
 
-def step_once(state: TrainState, split: Split, loss: LossConfig, lod: float, lr: float) -> None:
-    """One minibatch of this split's share."""
+def step_once(
+    state: TrainState,
+    split: Split,
+    loss: LossConfig,
+    lod: float,
+    lr: float,
+    *,
+    batch: int = BATCH,
+    times: int = 1,
+) -> None:
+    """One minibatch of this split's share, or the same again and again."""
     step = TrainingStep(state, loss=loss, config=StepConfig(mixing_prob=1), split=split)
-    step.enter(phase(lod, lr))
-    shares = [torch.from_numpy(part) for part in split.parts(BATCH)]
-    reals = reals_of(lod, state.G.w_avg.dtype, BATCH)
+    step.enter(phase(lod, lr, batch))
+    shares = [torch.from_numpy(part) for part in split.parts(batch)]
+    reals = reals_of(lod, state.G.w_avg.dtype, batch)
     size = state.G.config.label_size
-    labels = torch.eye(size)[torch.arange(BATCH) % size] if size else None
+    labels = torch.eye(size)[torch.arange(batch) % size] if size else None
     parts = [
         Part(
             reals=reals[share],
@@ -59,7 +70,8 @@ def step_once(state: TrainState, split: Split, loss: LossConfig, lod: float, lr:
         )
         for share in shares
     ]
-    step(parts, SplitDraws(state.G, state.D, shares, lod), phase(lod, lr))
+    for _ in range(times):
+        step(parts, SplitDraws(state.G, state.D, shares, lod), phase(lod, lr, batch))
 
 
 def gradients(state: TrainState) -> dict[str, torch.Tensor]:
@@ -148,6 +160,81 @@ def test_any_number_of_workers_has_the_gradients_of_one(tmp_path):
         found = torch.load(tmp_path / f"{number}.pt")
         what = f"{case} on {world} workers, {dtype}"
         assert_equal_gradients(found, gradients_of(case, dtype), what)
+
+
+EVERY_STEP = LossConfig(r1_interval=2, path_weight=2, path_interval=1)
+
+
+def _unequal_parts(rank: int, port: int, folder: Path) -> None:
+    """12 images on 2 workers in micro-batches of 4: two parts and one."""
+    with ProcessGroup(rank, 2, port):
+        state = make_state(torch.float64, "stylegan2-skip-residual", EVERY_STEP)
+        split = Split(world=2, rank=rank, micro_batch=4)
+        step_once(state, split, EVERY_STEP, 0.0, lr=0, batch=12, times=3)
+        if rank == 1:
+            torch.save(gradients(state) | {"G.path": state.path_mean}, folder / "found.pt")
+
+
+def test_workers_with_different_numbers_of_micro_batches_keep_their_collectives_in_order(tmp_path):
+    """Path lengths need their mean before the first backward; three steps, since DDP's first
+    backward differs from its later ones."""
+    run_ranks(_unequal_parts, 2, free_port(), tmp_path)
+    state = make_state(torch.float64, "stylegan2-skip-residual", EVERY_STEP)
+    step_once(state, Split(), EVERY_STEP, 0.0, lr=0, batch=12, times=3)
+    expected = gradients(state) | {"G.path": state.path_mean}
+    assert_equal_gradients(torch.load(tmp_path / "found.pt"), expected, "2 + 1 micro-batches")
+
+
+@pytest.mark.parametrize("variant", ["stylegan2-skip-residual", "dcgan"])
+def test_one_bad_minibatch_spoils_no_moving_average(variant):
+    """w_avg, the mean path length and batch statistics stay, and the next update goes through."""
+    loss = EVERY_STEP if variant != "dcgan" else PLAIN
+    state = make_state(torch.float32, variant, loss)
+    group = 4 if variant != "dcgan" else 1
+    step = TrainingStep(
+        state, loss=loss, config=StepConfig(mixing_prob=1), split=Split(group=group)
+    )
+    step.enter(phase(0.0))
+    share = torch.from_numpy(Split(group=group).parts(BATCH)[0])
+    draws = SplitDraws(state.G, state.D, [share], 0.0)
+    part = Part(reals=reals_of(0.0, torch.float32, BATCH)[share])
+    step([part], draws, phase(0.0))
+    step([part], Spoiled(draws), phase(0.0))
+    dropped = float(state.G_opt.skipped)
+    assert dropped >= 1
+    assert all(torch.isfinite(value).all() for value in state.tensors().values())
+    assert torch.isfinite(state.path_mean)
+
+    step([part], draws, phase(0.0))
+    assert float(state.G_opt.skipped) == dropped
+
+
+class Spoiled:
+    """Draws with an infinite latent and infinite path noise."""
+
+    def __init__(self, draws: SplitDraws) -> None:
+        self.draws = draws
+        self.judging = draws.judging
+
+    def fakes(self, step: int, part: int) -> GeneratorDraws:
+        drawn = self.draws.fakes(step, part)
+        z = drawn.z.clone()
+        z[0, 0] = float("nan")
+        return replace(drawn, z=z)
+
+    def path_noise(self, part: int) -> torch.Tensor:
+        return self.draws.path_noise(part) * float("inf")
+
+
+def test_the_precision_of_a_run_may_change_between_its_commits():
+    plain, scaled = (
+        Adam({"w": torch.nn.Parameter(torch.ones(2))}, OptimizerConfig(), scaled=scaled)
+        for scaled in (False, True)
+    )
+    first = float(scaled.scale)
+    scaled.load(plain.tensors())
+    plain.load(scaled.tensors())
+    assert float(scaled.scale) == first
 
 
 def test_blocks_that_are_not_yet_grown_stay_as_they_are():

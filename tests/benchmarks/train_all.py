@@ -24,8 +24,8 @@ FID = "metric/fid300"
 BEST_SHARE = 0.5
 
 SYSTEMS = {
-    "gan": ["gan", "demo-data"],
-    "dcgan": ["dcgan", "demo-data"],
+    "gan": ["gan", "small-gan"],
+    "dcgan": ["dcgan", "small-dcgan"],
     "pggan": ["pggan", "small-pggan"],
     **{f"stylegan-{letter}": [f"stylegan-{letter}", "small"] for letter in "bcdef"},
     **{f"stylegan2-{letter}": [f"stylegan2-{letter}", "small"] for letter in "abcdef"},
@@ -33,13 +33,26 @@ SYSTEMS = {
 """Presets laid over each other, by name."""
 
 SHORT = [
+    "network.resolution=16",
     "schedule.stable_kimg=2",
     "schedule.fade_kimg=1",
-    "schedule.total_kimg=12",
-    "evaluation.every_kimg=12",
-    "commit_kimg=12",
     "data.url=~/stylegan-demo/data",
 ]
+NARROW = [f"network.{name}.{key}" for name in "GD" for key in ("fmap_base=256", "fmap_max=32")]
+WIDE = [f"network.{name}.{key}" for name in "GD" for key in ("fmap_base=512", "fmap_max=64")]
+
+
+def differences(name: str) -> list[str]:
+    """What a system has beside its presets: size, length, and R1 as weak as 16 px need it."""
+    if name in ("gan", "dcgan"):
+        options, kimg = [], 50
+    else:
+        options, kimg = WIDE if name == "stylegan2-f" else NARROW, 14
+    if name.startswith("stylegan"):
+        options = [*options, "loss.r1_gamma=1"]
+    return [*SHORT, *options] + [
+        f"{key}={kimg}" for key in ("schedule.total_kimg", "evaluation.every_kimg", "commit_kimg")
+    ]
 
 
 def main(names: Sequence[str]) -> int:
@@ -65,7 +78,7 @@ def main(names: Sequence[str]) -> int:
 def command(name: str) -> list[str]:
     """How a user would train it."""
     presets = [word for preset in SYSTEMS[name] for word in ("--config", preset)]
-    options = [*SHORT, f"name={name}", f"run_url={FOLDER / name}", "registry.alias=''"]
+    options = [*differences(name), f"name={name}", f"run_url={FOLDER / name}", "registry.alias=''"]
     options.append(f"tracking.uri=sqlite:///{FOLDER}/mlflow.db")
     return [sys.executable, str(ROOT / "pipeline" / "train.py"), *presets, *options]
 
@@ -90,7 +103,7 @@ def write(name: str, result: Result, seconds: float) -> None:
 
 
 def _parameters(name: str) -> int:
-    config = configs.load(SYSTEMS[name], [*SHORT, f"run_url={FOLDER / name}"])
+    config = configs.load(SYSTEMS[name], [*differences(name), f"run_url={FOLDER / name}"])
     return sum(p.numel() for p in family.generator(config.network.G).parameters())
 
 
