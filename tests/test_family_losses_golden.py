@@ -23,7 +23,7 @@ from stylegan.official import tensorflow
 from stylegan.official.names import names, to_ours
 from stylegan.optimizer import OptimizerConfig, lazy
 from stylegan.resample import box_down
-from tests import goldens, official_names
+from tests import goldens, official_losses, official_names
 from tests.goldens import arrays, assert_close, entry, sets, under
 
 WGAN_GP = LossConfig(adversarial="wgan", r1_gamma=0, wgan_gp_weight=10, drift_weight=0.001)
@@ -64,22 +64,28 @@ def test_golden_progressive_gan_losses_and_gradients(name: str, case: str, lod: 
     labels = torch.from_numpy(golden["in/labels"]) if "in/labels" in golden else None
     draws, n = draws_of(golden["in/z"], G), len(golden["in/z"])
     out = f"out/{case}_lod{lod:g}"
+    fakes, _ = generate(G, draws, labels, lod)
+    fakes = fakes.detach()
     if case.startswith("G"):
         network: Generator | Discriminator = G
+        tensor = official_losses.generator_tensor(WGAN_GP, D, fakes=fakes, labels=labels, lod=lod)
         total, _, _ = GeneratorLoss(G, D, WGAN_GP)(draws, labels, DiscriminatorDraws(), lod)
     else:
         network = D
         reals = torch.from_numpy(goldens.network_images(golden["in/reals_u8"]))
-        fakes, _ = generate(G, draws, labels, lod)
-        mix = DiscriminatorDraws(gp_mix=torch.from_numpy(golden["in/mixing_factors"]))
+        reals = box_down(reals, 2 ** int(lod))
+        mix = torch.from_numpy(golden["in/mixing_factors"])
+        tensor = official_losses.discriminator_tensor(
+            WGAN_GP, D, reals=reals, fakes=fakes, gp_mix=mix, labels=labels, lod=lod
+        )
         total, _ = DiscriminatorLoss(D, WGAN_GP)(
-            box_down(reals, 2 ** int(lod)), fakes.detach(), labels, mix, lod
+            reals, fakes, labels, DiscriminatorDraws(gp_mix=mix), lod
         )
     (total / n).backward()
 
     mean = float(golden[f"{out}/loss_mean"])
     assert float(total.detach()) / n == pytest.approx(mean, rel=1e-5)
-    assert float(golden[f"{out}/loss"].mean()) == pytest.approx(mean, rel=1e-5)
+    assert_close(tensor, golden[f"{out}/loss"], 1e-5, "loss tensor")
     found = gradients(network)
     for key, value in under(golden, f"{out}/grad/").items():
         expected = to_ours(key, official_names.transposed(key, value))

@@ -21,7 +21,7 @@ from stylegan.networks.stylegan import (
 )
 from stylegan.objective import DiscriminatorLoss, GeneratorLoss, LossConfig, generate
 from stylegan.resample import blocky_up, box_down
-from tests import goldens, official_names
+from tests import goldens, official_losses, official_names
 from tests.goldens import arrays, assert_close, entry, sets, under
 
 # What the official functions are called with, in our words.
@@ -304,24 +304,27 @@ def test_golden_losses_and_gradients_of_networks(name: str, case: str, lod: floa
         cutoff=torch.full((n,), G.layers()),
         noise=None,
     )
-    out = f"out/{case}_lod{lod:g}"
+    out, config = f"out/{case}_lod{lod:g}", _loss_config(case)
+    fakes, _ = generate(G, draws, None, lod)
+    fakes = fakes.detach()
     if case.startswith("G"):
         network: nn.Module = G
-        total, _, _ = GeneratorLoss(G, D, _loss_config(case))(
-            draws, None, DiscriminatorDraws(), lod
-        )
+        tensor = official_losses.generator_tensor(config, D, fakes=fakes, lod=lod)
+        total, _, _ = GeneratorLoss(G, D, config)(draws, None, DiscriminatorDraws(), lod)
     else:
         network = D
         reals = torch.from_numpy(goldens.network_images(golden["in/reals_u8"]))
-        fakes, _ = generate(G, draws, None, lod)
+        reals = box_down(reals, 2**level)
         mix = torch.from_numpy(golden["in/mixing_factors"])
-        module = DiscriminatorLoss(D, _loss_config(case))
-        total, _ = module(
-            box_down(reals, 2**level), fakes.detach(), None, DiscriminatorDraws(gp_mix=mix), lod
+        tensor = official_losses.discriminator_tensor(
+            config, D, reals=reals, fakes=fakes, gp_mix=mix, lod=lod
         )
+        module = DiscriminatorLoss(D, config)
+        total, _ = module(reals, fakes, None, DiscriminatorDraws(gp_mix=mix), lod)
     (total / n).backward()
 
     assert float(total.detach()) / n == pytest.approx(float(golden[f"{out}/loss_mean"]), rel=1e-5)
+    assert_close(tensor, golden[f"{out}/loss"], 1e-5, "loss tensor")
     gradients = official_names.gradients(network)
     for key, expected in under(golden, f"{out}/grad/").items():
         loose = "4x4/Const" in key or "G_mapping" in key
@@ -332,3 +335,20 @@ def test_golden_losses_and_gradients_of_networks(name: str, case: str, lod: floa
         assert actual == pytest.approx(norm, rel=1e-3, abs=1e-7), f"gradient norm of {key}"
         if norm == 0:
             assert actual == 0, f"{key} takes no part at lod {lod}"
+
+
+@pytest.mark.parametrize("name", sets("B2_losses_nets*"))
+def test_golden_logits_that_the_losses_are_made_of(name: str):
+    golden = arrays(name)
+    G = official_names.generator(entry(name)["static_kwargs"]["G"], under(golden, "G/"))
+    D = official_names.discriminator(entry(name)["static_kwargs"]["D"], under(golden, "D/"))
+    reals = torch.from_numpy(goldens.network_images(golden["in/reals_u8"]))
+    w = G.broadcast(G.mapping(torch.from_numpy(golden["in/z"])))
+    for key, expected in under(golden, "out/").items():
+        match = re.fullmatch(r"(fake|real)_scores_lod([\d.]+)", key)
+        if not match:
+            continue
+        lod = float(match[2])
+        native = box_down(reals, 2 ** int(lod))
+        images = native if match[1] == "real" else G.synthesis(w, lod=lod)
+        assert_close(D(images, None, lod).detach(), expected, 2e-5, key)
