@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from pathlib import Path
 
 from data_prep.images import ImageConfig
 from data_prep.job import JobConfig, JobReport, Progress, TooManyBadError, run_job
@@ -66,7 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     shard = commands.add_parser("shard", help="images -> an indexed WebDataset with all levels")
-    shard.add_argument("source", help="folder (with subfolders), .zip or .tar(.gz)")
+    shard.add_argument(
+        "source",
+        nargs="+",
+        help="folder, zip, tar, WebDataset ({000..122}.tar), LMDB, official TFRecords, FFHQ or "
+        "data set; paths or URLs; several become one",
+    )
     shard.add_argument("dest", help="folder or URL of the data set")
     shard.add_argument("--resolution", type=int, required=True, help="full level in px, 2^n")
     shard.add_argument(
@@ -91,24 +95,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     shard.add_argument(
         "--labels",
-        choices=["folder", "none"],
         default="none",
-        help="folder: the first folder of each path is its class",
+        metavar="none|folder|source|FILE",
+        help="folder: the first folder of each path is its class; source: what comes with the "
+        "images (dataset.json, .cls, .json, TFRecords); FILE: .csv, .tsv, .parquet, dataset.json, "
+        "or FILE#column,column",
     )
     shard.add_argument(
         "--max-bad", type=int, default=0, help="unusable images that may be left out (default 0)"
+    )
+    shard.add_argument(
+        "--include", default="", metavar="PATTERN", help="only images whose path matches 'a/*.png'"
     )
     shard.add_argument("--name", default="", help="default: last component of DEST")
     return parser
 
 
 def _config(options: argparse.Namespace) -> JobConfig:
-    if not options.source.strip():
-        raise ValueError("SOURCE is empty; name a folder, a zip or a tar")
-    if "://" in options.source:
-        raise ValueError(f"source {options.source} is a URL; copy it to this machine first")
+    if not all(source.strip() for source in options.source):
+        raise ValueError("SOURCE is empty; name a folder, an archive or a URL")
     return JobConfig(
-        source=Path(options.source),
+        source=tuple(options.source),
+        include=options.include,
         dest=options.dest,
         image=ImageConfig(
             resolution=options.resolution, crop=options.crop, background=options.background

@@ -15,14 +15,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from data_prep import storage
 from data_prep.images import BadImageError, ImageConfig, load_image
+from data_prep.labels import LabelTable, check_labels_option, read_labels
 from data_prep.manifest import Labels, Level, Manifest, manifest_url
 from data_prep.pyramid import encoding, resolutions
 from data_prep.shards import ShardConfig, ShardResult, ShardTask, make_shard
-from data_prep.sources import Listing, folder_labels, list_source
+from data_prep.sources import Listing, list_sources
 from data_prep.workers import process_pool, unordered, workplace
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class Progress(Protocol):
 class JobConfig:
     """What to shard, where to, and how."""
 
-    source: Path
-    """Folder, zip or tar of images."""
+    source: str | Path | tuple[str | Path, ...]
+    """Path or URL of a folder, an archive or another form (see `data_prep.sources`), or several."""
     dest: str
     """URL of the data set's folder."""
     image: ImageConfig
@@ -57,13 +58,16 @@ class JobConfig:
     """0: 1024 up to 256 px, 256 above."""
     workers: int = 1
     """Processes."""
-    labels: Literal["none", "folder"] = "none"
-    """folder: the first folder of a path is its class."""
+    include: str = ""
+    """Pattern that the names of images match; all if empty."""
+    labels: str = "none"
+    """none, folder, source or the URL of a table (see `data_prep.labels`)."""
     max_bad: int = 0
     """Images that may be left out."""
 
     def __post_init__(self) -> None:
         _check_dest(self.dest)
+        check_labels_option(self.labels)
         resolutions(self.image.resolution)
         if self.samples_per_shard == 0:
             usual = 1024 if self.image.resolution <= 256 else 256
@@ -74,6 +78,17 @@ class JobConfig:
                 f"be at least 1, max-bad ({self.max_bad}) at least 0"
             )
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Paths and URLs of all sources."""
+        each = self.source if isinstance(self.source, tuple) else (self.source,)
+        return tuple(map(str, each))
+
+    @property
+    def shown(self) -> str:
+        """The sources, for messages."""
+        return ", ".join(self.sources)
+
     def parameters(self) -> dict[str, Any]:
         """What the data set's bytes follow from, but for the images."""
         return {
@@ -81,7 +96,7 @@ class JobConfig:
             "samples-per-shard": self.samples_per_shard,
             "crop": self.image.crop,
             "background": self.image.background,
-            "labels": self.labels,
+            "labels": self.labels if self.labels in ("none", "folder", "source") else "table",
         }
 
 
@@ -113,21 +128,18 @@ def run_job(config: JobConfig, progress: Progress) -> JobReport:
     start_s = time.monotonic()
     storage.check_reachable(config.dest)
     with workplace(config.dest) as scratch:
-        listing = list_source(config.source, scratch)
+        listing = list_sources(config.sources, scratch, config.include)
         if not listing.entries:
-            raise ValueError(f"source {config.source} holds no images; their suffixes tell them")
-        labels, classes = None, 0
-        if config.labels == "folder":
-            labels, names = folder_labels(entry.name for entry in listing.entries)
-            classes = len(names)
-        manifest = _claim(config, listing)
+            raise ValueError(f"source {config.shown} holds no images; their suffixes tell them")
+        labels = read_labels(config.labels, listing)
+        manifest = _claim(config, listing, labels)
         if manifest is not None:
             storage.delete(storage.join(config.dest, "_work"), recursive=True)
             return JobReport(manifest=manifest, seconds=0, already_complete=True)
 
         rounds = _Rounds(config, listing, labels, scratch, progress)
         results = rounds.run()
-        manifest = _manifest(config, results, classes if labels is not None else None)
+        manifest = _manifest(config, results, None if labels is None else labels.kind)
         _commit(config, manifest, rounds.bad)
     return JobReport(
         manifest=manifest,
@@ -146,7 +158,7 @@ class _Rounds:
         self,
         config: JobConfig,
         listing: Listing,
-        labels: dict[str, int] | None,
+        labels: LabelTable | None,
         scratch: Path,
         progress: Progress,
     ):
@@ -166,13 +178,14 @@ class _Rounds:
             for number in (1, 2, 3):
                 what = "sharding" if number == 1 else f"sharding, round {number}"
                 found = self._one_round(executor, what)
+                self.bad |= found
+                if self.bad:
+                    self._report_bad()
                 if not found:
                     break
-                self.bad |= found
-                self._report_bad()
             else:
                 raise storage.StorageError(
-                    f"{self.config.source} gives other bytes at each reading; check its disk"
+                    f"{self.config.shown} gives other bytes at each reading; check its disk"
                 )
         return [self.finished[task.key(self.config.image)] for task in self._tasks()]
 
@@ -202,7 +215,7 @@ class _Rounds:
         size = self.config.samples_per_shard
         for number, first in enumerate(range(0, len(good), size)):
             entries = tuple(good[first : first + size])
-            labels = self.labels
+            labels = None if self.labels is None else self.labels.by_name
             yield ShardTask(
                 number=number,
                 first_sample=first,
@@ -230,7 +243,7 @@ class _Rounds:
     def _report_bad(self) -> None:
         _write_quarantine(self.config.dest, self.bad)
         if len(self.bad) == len(self.listing.entries):
-            raise TooManyBadError(f"no image of {self.config.source} can be used", self.bad)
+            raise TooManyBadError(f"no image of {self.config.shown} can be used", self.bad)
         if len(self.bad) > self.config.max_bad:
             raise TooManyBadError(
                 f"{len(self.bad)} of {len(self.listing.entries)} images cannot be used, but only "
@@ -263,13 +276,15 @@ def _write_quarantine(dest: str, bad: dict[str, str]) -> None:
     storage.write_atomic(url, (json.dumps({"format": 1, "images": rows}, indent=1) + "\n").encode())
 
 
-def _claim(config: JobConfig, listing: Listing) -> Manifest | None:
+def _claim(config: JobConfig, listing: Listing, labels: LabelTable | None) -> Manifest | None:
     """Make sure `dest` is this job's; its manifest if the job is complete already.
 
     Raises:
         ValueError: Another data set is there.
     """
-    rows = [[entry.name, entry.size, entry.stamp] for entry in listing.entries]
+    rows: list[Any] = [entry.identity for entry in listing.entries]
+    if labels is not None and config.labels != "folder":
+        rows.append(list(labels.by_name.values()))
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     job = {"format": 1, "parameters": config.parameters(), "listing_sha256": digest}
     url = storage.join(config.dest, "job.json")
@@ -294,7 +309,7 @@ def _claim(config: JobConfig, listing: Listing) -> Manifest | None:
         if earlier["listing_sha256"] != digest:
             raise ValueError(
                 f"{config.dest} was made from other images, or they were written again since "
-                f"(names, sizes or times of change differ); {remedy}"
+                f"(names, sizes, times of change or labels differ); {remedy}"
             )
         manifest = Manifest.load(config.dest)
         if config.name not in ("", manifest.name):
@@ -307,7 +322,7 @@ def _claim(config: JobConfig, listing: Listing) -> Manifest | None:
     return None
 
 
-def _manifest(config: JobConfig, results: list[ShardResult], classes: int | None) -> Manifest:
+def _manifest(config: JobConfig, results: list[ShardResult], labels: Labels | None) -> Manifest:
     return Manifest(
         name=config.name or config.dest.rstrip("/").rsplit("/", 1)[-1],
         samples=sum(result.images for result in results),
@@ -315,7 +330,7 @@ def _manifest(config: JobConfig, results: list[ShardResult], classes: int | None
         channels=3,
         samples_per_shard=config.samples_per_shard,
         source_transform=config.image.source_transform(),
-        labels=None if classes is None else Labels(kind="class", size=classes),
+        labels=labels,
         levels=tuple(
             Level(
                 resolution=resolution,

@@ -200,6 +200,8 @@ class ShardIndex:
     sha256: tuple[str, ...]
     """First 32 hexadecimal characters of the SHA-256 of the image's bytes."""
     labels: tuple[Label, ...] | None = None
+    metadata: tuple[Mapping[str, Any], ...] | None = None
+    """What the sources say about the images (author, licence); of the full level only."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -207,6 +209,8 @@ class ShardIndex:
     def to_bytes(self) -> bytes:
         """The content of the index file."""
         columns = {"format": FORMAT, **vars(self)}
+        if self.metadata is None:
+            del columns["metadata"]
         return (json.dumps(columns, separators=(",", ":")) + "\n").encode()
 
     @classmethod
@@ -223,7 +227,7 @@ class ShardIndex:
                 f"the manifest says {shard.index_sha256}"
             )
         columns = _loads(content, url)
-        labels = columns["labels"]
+        labels, metadata = columns["labels"], columns.get("metadata")
         return cls(
             keys=tuple(columns["keys"]),
             sources=tuple(columns["sources"]),
@@ -231,6 +235,7 @@ class ShardIndex:
             lengths=tuple(columns["lengths"]),
             sha256=tuple(columns["sha256"]),
             labels=None if labels is None else tuple(_label(label) for label in labels),
+            metadata=None if metadata is None else tuple(metadata),
         )
 
     @classmethod

@@ -9,15 +9,16 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from data_prep import storage
 from data_prep.images import BadImageError, ImageConfig, load_image
 from data_prep.manifest import (
+    Label,
     Shard,
     ShardIndex,
     index_url,
@@ -52,13 +53,13 @@ class ShardTask:
     number: int
     first_sample: int
     entries: tuple[Entry, ...]
-    labels: tuple[int, ...] | None
+    labels: tuple[Label, ...] | None
     check_only: bool = False
     """Decode and report, write nothing: the numbers of these samples are not final."""
 
     def key(self, image: ImageConfig) -> str:
         """Fingerprint of all that the bytes of the shard follow from."""
-        rows = [[entry.name, entry.size, entry.stamp] for entry in self.entries]
+        rows = [entry.identity for entry in self.entries]
         content = [asdict(image), self.number, self.first_sample, rows, self.labels]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -103,7 +104,7 @@ def _make(config: ShardConfig, task: ShardTask) -> ShardResult:
         if not task.check_only:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=config.scratch)))
             writers = [
-                stack.enter_context(_LevelWriter(folder, resolution, task))
+                stack.enter_context(_LevelWriter(folder, resolution, config.image.resolution, task))
                 for resolution in resolutions(config.image.resolution)
             ]
         for row, entry in enumerate(task.entries):
@@ -130,9 +131,11 @@ def _make(config: ShardConfig, task: ShardTask) -> ShardResult:
 class _LevelWriter:
     """The tar of one level in the making, and the columns of its index."""
 
-    def __init__(self, folder: Path, resolution: int, task: ShardTask):
+    def __init__(self, folder: Path, resolution: int, full: int, task: ShardTask):
         self.resolution = resolution
         self.task = task
+        described = any(entry.metadata is not None for entry in task.entries)
+        self.described = described and resolution == full
         self.path = folder / f"{resolution}.tar"
         self.offsets: list[int] = []
         self.lengths: list[int] = []
@@ -160,8 +163,25 @@ class _LevelWriter:
         self.lengths.append(len(payload))
         self.sha256.append(sample_digest(payload))
         self.tar.write({"__key__": key, encoding(self.resolution): payload})
-        if self.task.labels is not None:
-            self.tar.write({"__key__": key, "cls": str(self.task.labels[row]).encode()})
+        beside = self._beside(row)
+        if beside:
+            self.tar.write({"__key__": key, **beside})
+
+    def _beside(self, row: int) -> dict[str, bytes]:
+        """Members beside the image: cls, a class; json, a vector and what is known else."""
+        label = None if self.task.labels is None else self.task.labels[row]
+        known = dict(self._metadata(row)) if self.described else {}
+        members = {}
+        if isinstance(label, int):
+            members["cls"] = str(label).encode()
+        elif label is not None:
+            known["label"] = label
+        if known:
+            members["json"] = json.dumps(known, sort_keys=True).encode()
+        return members
+
+    def _metadata(self, row: int) -> Mapping[str, Any]:
+        return self.task.entries[row].metadata or {}
 
     def publish(self, dest: str) -> Shard:
         """Put tar and index in place."""
@@ -175,6 +195,9 @@ class _LevelWriter:
             lengths=tuple(self.lengths),
             sha256=tuple(self.sha256),
             labels=task.labels,
+            metadata=tuple(map(self._metadata, range(len(task.entries))))
+            if self.described
+            else None,
         ).to_bytes()
         with self.path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.images import BadImageError
-from data_prep.sources import SourceError, folder_labels, list_source, printable
+from data_prep.sources import SourceError, list_source, printable
 
 FILES = {
     "b/2.png": b"two",
@@ -152,9 +152,9 @@ def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
     [
         ("nothing", None, "nothing does not exist"),
         ("x.zip", b"PK\x03\x04 no zip", "x.zip is damaged: a zip whose end is missing; get it"),
-        ("x.zip", b"no zip", "x.zip is neither a folder nor a zip nor a tar"),
-        ("x.png", b"\x89PNG", "x.png is neither a folder nor a zip nor a tar"),
-        ("empty.tar", b"", "empty.tar is neither a folder nor a zip nor a tar"),
+        ("x.zip", b"no zip", "x.zip is none of the known forms: folder, zip"),
+        ("x.png", b"\x89PNG", "x.png is none of the known forms: folder, zip"),
+        ("empty.tar", b"", "empty.tar is none of the known forms: folder, zip"),
     ],
 )
 def test_what_is_no_source_is_refused(name, content, message, tmp_path):
@@ -176,11 +176,14 @@ def test_a_truncated_archive_is_damaged_or_gives_fewer_bytes_loudly(kind, tmp_pa
             listing = list_source(path, tmp_path)
         except SourceError:
             continue
+        refused = 0
         for entry in listing.entries:
             try:
                 assert listing.source.read(entry) == FILES[entry.name]
             except BadImageError:
-                continue
+                refused += 1
+        missing = set(FILES) - {entry.name for entry in listing.entries}
+        assert not missing or refused, f"{length} bytes: {missing} are silently lost"
 
 
 def test_a_file_that_changed_since_it_was_listed_is_bad(tmp_path):
@@ -206,7 +209,7 @@ def test_an_encrypted_zip_member_is_bad_not_a_crash(tmp_path):
     path.write_bytes(bytes(content))
     listing = list_source(path, tmp_path)
 
-    with pytest.raises(BadImageError, match=r"cannot be read: File .* is encrypted"):
+    with pytest.raises(BadImageError, match="encrypted"):
         listing.source.read(listing.entries[0])
 
 
@@ -221,15 +224,6 @@ def test_the_time_of_a_member_of_a_tar_goes_with_it(mtime, tmp_path):
     (entry,) = list_source(path, tmp_path).entries
 
     assert str(entry.stamp) == str(float(mtime))
-
-
-def test_the_first_folder_is_the_class():
-    labels, classes = folder_labels(["b/x/1.png", "a/2.png", "b/3.png"])
-
-    assert classes == ["a", "b"]
-    assert labels == {"b/x/1.png": 1, "a/2.png": 0, "b/3.png": 1}
-    with pytest.raises(SourceError, match=r"top.png lies in no folder, but with --labels folder"):
-        folder_labels(["a/1.png", "top.png"])
 
 
 def test_any_name_can_be_printed():
