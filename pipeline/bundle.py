@@ -45,7 +45,7 @@ class MetricValue:
     """A number and how it was measured."""
 
     value: float
-    """Lower is better."""
+    """Lower is better, unless the fingerprint says `better: higher`."""
     fingerprint: Mapping[str, Any]
     """Digests of data and feature network, filter, counts … and the snapshot itself."""
 
@@ -59,7 +59,8 @@ class MetricValue:
         differences = [f"{key} {_short(a)} against {_short(b)}" for key, a, b in pairs if a != b]
         if differences:
             return False, f"{name} was measured differently ({'; '.join(differences)})"
-        better = self.value < other.value
+        higher = self.fingerprint.get("better") == "higher"
+        better = self.value > other.value if higher else self.value < other.value
         comparison = f"{name} {self.value:.4g} against {other.value:.4g}"
         return better, comparison if better else f"{comparison} is not better"
 

@@ -6,7 +6,8 @@ never called: a failed upload in Ray's path would end the group.
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -165,9 +166,27 @@ def train_worker(payload: Mapping[str, Any]) -> None:
 
 
 def fan_out(
-    function: Callable[[Task], Result], tasks: Sequence[Task], *, num_cpus: float
-) -> Sequence[Result]:
-    """Results of a function of many tasks, each a task of Ray, in order."""
-    remote = ray.remote(num_cpus=num_cpus, max_retries=3)(function)
-    results: Sequence[Result] = ray.get([remote.remote(task) for task in tasks])
-    return results
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    num_cpus: float,
+    num_gpus: float = 0,
+    at_once: int = 0,
+) -> Iterator[Result]:
+    """Results of a function of many tasks, each a task of Ray, in order, as they come.
+
+    Args:
+        function: Called with each task, on any node.
+        tasks: What it is called with.
+        num_cpus: Of each task.
+        num_gpus: Of each task.
+        at_once: Tasks that are with Ray at a time; 0 for all.
+    """
+    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)(function)
+    running: deque[Any] = deque()
+    for task in tasks:
+        if at_once and len(running) >= at_once:
+            yield ray.get(running.popleft())
+        running.append(remote.remote(task))
+    while running:
+        yield ray.get(running.popleft())

@@ -1,10 +1,20 @@
-"""How good a generator is: FID and KID of a committed checkpoint, with their fingerprints.
+r"""How good a generator is: metrics of a committed checkpoint, with their fingerprints.
 
     python -m pipeline.evaluate --run runs/demo --num-images 300    # its newest checkpoint
     python -m pipeline.evaluate --checkpoint runs/demo/checkpoints/000-000000064000
     python -m pipeline.evaluate --model models/faces --data data/faces --json
+    python -m pipeline.evaluate --model models:/faces@champion --data s3://bucket/faces \
+        --metrics fid50k,kid50k,pr50k,ppl_wend --ray auto --workers 8
+    python -m pipeline.evaluate compare runs/a runs/b               # like for like, or refused
 
-Exit codes: 0 done, 1 failed on the way or a metric was left out, 2 wrong request.
+Metrics: fid kid pr (precision, recall) dc (density, coverage) is swd msssim ppl_zfull ppl_zend
+ppl_wfull ppl_wend ls (linear separability). A number behind the name is that of images, else it is
+--num-images: fid50k. fid_mix2 to fid_mix4 mix latents; pr_vgg16 and dc_vgg16 take VGG16's features.
+What a metric lacks it says in one line; `python -m pipeline.weights list` says it beforehand.
+
+An evaluation that was stopped goes on when the same command is run again. Values of a checkpoint go
+into its run: RUN_URL/values, and its curves in MLflow. Exit codes: 0 done, 1 failed on the way, a
+metric was left out, or values that cannot be compared, 2 wrong request.
 """
 # ruff: noqa: T201 (a command line prints)
 
@@ -14,9 +24,12 @@ import json
 import logging
 import multiprocessing
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
@@ -25,32 +38,40 @@ from rich.table import Table
 
 from data_prep.manifest import DigestError
 from data_prep.storage import StorageError
+from pipeline import registry, values
 from pipeline.checkpoint import Checkpoints
-from pipeline.features import Device, Features, Precision
-from pipeline.measure import EvaluationConfig, FanOut, Task, evaluate
+from pipeline.evaluation_config import EvaluationConfig
+from pipeline.features import Device, Outputs, Precision
+from pipeline.measure import FanOut, Task, evaluate
 from pipeline.metric import NETWORKS, MetricResult
+from pipeline.mlflow_client import TrackingError
+from pipeline.registry import RegistryError, add_uri, tracking_uri
 
 __all__ = ["EvaluationConfig", "MetricResult", "evaluate", "main"]
 
 CACHE = "~/.cache/stylegan-pipeline/features"
 """Where features of reals are kept unless another place is named."""
-_TASK_BATCHES = 4
-"""Batches of one task: what progress is counted in."""
+_LINE_EVERY_S = 30.0
+"""Between lines of progress where there is no terminal."""
 _DEFAULT = EvaluationConfig()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["compare"]:
+        return compare(arguments[1:])
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     console = Console(stderr=True)
     try:
         config = _config(options)
-        url = options.checkpoint or options.model or _checkpoint_of(options.run, options.nimg)
-        data_url = options.data or _data_of(url, is_model=bool(options.model))
-        with _processes(options.workers, console) as fan_out:
+        with _subject(options) as url, _tasks(options, console) as fan_out:
+            data_url = options.data or _data_of(url, is_model=bool(options.model))
             results = evaluate(url, data_url, config, cache_url=options.cache, map=fan_out)
-    except (StorageError, DigestError) as err:
+            if not options.model:
+                _keep(url, results)
+    except (StorageError, DigestError, TrackingError, RegistryError) as err:
         print(f"error: {err}", file=sys.stderr)
         return 1
     except ValueError as err:
@@ -63,7 +84,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(rows, indent=1))
     elif results:
         _show(results, Console(soft_wrap=not sys.stdout.isatty(), highlight=False))
-    return 0 if len(results) == len(config.metrics) else 1
+    missing = {metric.names[0] for metric in config.wanted} - {result.name for result in results}
+    return 1 if missing else 0
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Run `compare`; the exit code is 1 where fingerprints do not allow it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.evaluate compare",
+        description="Values of two generators side by side, where they were measured alike.",
+    )
+    what = "a run (its newest values), a checkpoint, a pulled model, or a file of --json"
+    for name in ("A", "B"):
+        parser.add_argument(name, help=what)
+    options = parser.parse_args(arguments)
+    try:
+        found = values.pairs(values.read(options.A), values.read(options.B))
+    except (StorageError, DigestError) as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    except ValueError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 2
+    if not found:
+        print(f"error: {options.A} and {options.B} have no metric in common", file=sys.stderr)
+        return 1
+    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    rows = [
+        (
+            pair.a.name,
+            f"{pair.a.value:.6g}",
+            f"{pair.b.value:.6g}",
+            "not comparable" if pair.differences else f"{pair.b.value - pair.a.value:+.6g}",
+        )
+        for pair in found
+    ]
+    _print_rows(("metric", options.A, options.B, "difference"), rows, console)
+    refused = [pair for pair in found if pair.differences]
+    for pair in refused:
+        print(f"error: {pair.a.name} was measured in two ways:", file=sys.stderr)
+        for line in pair.differences:
+            print(f"  {line}", file=sys.stderr)
+    return 1 if refused else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,12 +137,17 @@ def _parser() -> argparse.ArgumentParser:
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--checkpoint", metavar="URL", help="a committed checkpoint")
     subject.add_argument("--run", metavar="URL", help="a run: its newest checkpoint, or --nimg")
-    subject.add_argument("--model", metavar="DIR", help="folder of a pulled model")
+    subject.add_argument(
+        "--model", metavar="DIR", help="folder of a pulled model, or models:/NAME@ALIAS"
+    )
+    add_uri(parser)
     parser.add_argument("--nimg", type=int, help="images shown at the checkpoint of --run")
     parser.add_argument("--data", metavar="URL", help="real images; default: those of the run")
-    parser.add_argument("--metrics", default=",".join(_DEFAULT.metrics), help="default fid,kid")
+    parser.add_argument(
+        "--metrics", default=",".join(_DEFAULT.metrics), help="names, see above; default fid,kid"
+    )
     for name, of in {
-        "num_images": "generated images",
+        "num_images": "generated images of metrics without a number",
         "num_reals": "real images; 0 for as many, at most all",
         "batch": "images that go through the networks together",
         "seed": "of latents and noise",
@@ -91,10 +158,23 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, type=int, default=default, help=f"{of} (default {default})")
     parser.add_argument("--psi", type=float, default=_DEFAULT.psi, help="truncation (default none)")
     parser.add_argument("--mirror", action="store_true", help="flip half of the real images")
+    parser.add_argument(
+        "--no-crop",
+        dest="crop",
+        action="store_false",
+        help="path lengths look at whole images, not at the middle, where faces are",
+    )
     parser.add_argument("--device", choices=get_args(Device), default=_DEFAULT.device)
     parser.add_argument("--precision", choices=get_args(Precision), default=_DEFAULT.precision)
     parser.add_argument("--weights", metavar="URL", default="", help="of the feature networks")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        default="",
+        help="workers are tasks of this cluster, each with a CPU, and a GPU where there are some; "
+        "auto: that of the job, else a local one (default: processes of this machine)",
+    )
     parser.add_argument(
         "--cache",
         metavar="URL",
@@ -116,8 +196,7 @@ def _config(options: argparse.Namespace) -> EvaluationConfig:
     names = {field.name for field in dataclasses.fields(EvaluationConfig)} - {"metrics", "workers"}
     given = {name: value for name, value in vars(options).items() if name in names}
     config = EvaluationConfig(metrics=metrics, **given)
-    batches = -(-config.num_images // config.batch)
-    return dataclasses.replace(config, workers=max(options.workers, batches // _TASK_BATCHES))
+    return dataclasses.replace(config, workers=options.workers)
 
 
 def _checkpoint_of(run_url: str, nimg: int | None) -> str:
@@ -141,29 +220,91 @@ def _data_of(url: str, *, is_model: bool) -> str:
 
 
 @contextmanager
-def _processes(count: int, console: Console) -> Iterator[FanOut]:
-    """Tasks go to so many processes; on a terminal with a bar."""
-    pool = None
-    if count > 1:
-        pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+def _subject(options: argparse.Namespace) -> Iterator[str]:
+    """URL of what is measured; a registered model is pulled for the time."""
+    if not (options.model or "").startswith("models:/"):
+        yield options.checkpoint or options.model or _checkpoint_of(options.run, options.nimg)
+        return
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        uri = tracking_uri(options.tracking_uri)
+        yield str(registry.pull(options.model, Path(folder, "model"), uri=uri))
 
-    def fan_out(
-        function: Callable[[Task], Features], tasks: Sequence[Task], /
-    ) -> Iterable[Features]:
-        return track(
-            pool.map(function, tasks) if pool else map(function, tasks),
-            description=function.__name__.replace("_", " "),
-            total=len(tasks),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
 
+def _keep(url: str, results: Sequence[MetricResult]) -> None:
+    """Put values into their run; what does not work costs a line, not the values."""
     try:
-        yield fan_out
+        values.keep(url, results)
+    except (StorageError, TrackingError, ValueError) as err:
+        print(f"warning: the values are not in their run: {err}", file=sys.stderr)
+
+
+@contextmanager
+def _tasks(options: argparse.Namespace, console: Console) -> Iterator[FanOut]:
+    """Tasks go to processes or to a cluster, with progress and the time that is left."""
+    if options.ray:
+        # Late, because it costs seconds.
+        from pipeline import cluster
+
+        cluster.start_ray(options.ray, workers=options.workers)
+        gpus = 1 if options.device != "cpu" and cluster.resource("GPU") else 0
+
+        def compute(
+            function: Callable[[Task], Outputs], tasks: Sequence[Task]
+        ) -> Iterable[Outputs]:
+            return cluster.fan_out(
+                function, tasks, num_cpus=1, num_gpus=gpus, at_once=options.workers
+            )
+
+        yield _with_progress(compute, console)
+        return
+    if options.workers == 1:
+        yield _with_progress(map, console)
+        return
+    pool = ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield _with_progress(pool.map, console)
     finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
+
+
+def _with_progress(compute: Callable[..., Iterable[Outputs]], console: Console) -> FanOut:
+    """A bar on a terminal, and a line now and then elsewhere."""
+
+    def fan_out(function: Callable[[Task], Outputs], tasks: Sequence[Task], /) -> Iterable[Outputs]:
+        what = function.__name__.replace("_", " ")
+        results = compute(function, tasks)
+        if console.is_terminal:
+            return track(
+                results, description=what, total=len(tasks), console=console, transient=True
+            )
+        return _with_lines(results, what, len(tasks), console)
+
+    return fan_out
+
+
+def _with_lines(
+    results: Iterable[Outputs], what: str, total: int, console: Console
+) -> Iterator[Outputs]:
+    begun = shown = time.monotonic()
+    for done, result in enumerate(results, start=1):
+        yield result
+        now = time.monotonic()
+        if now - shown >= _LINE_EVERY_S and done < total:
+            shown = now
+            left_s = (now - begun) / done * (total - done)
+            console.print(f"{what}: {done} of {total} parts, {left_s / 60:.1f} minutes left")
+
+
+def _print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """A table on a terminal, else a line each."""
+    if console.is_terminal:
+        table = Table(*heads)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        for row in rows:
+            console.print("  ".join(filter(None, row)), markup=False)
 
 
 def _show(results: Sequence[MetricResult], console: Console) -> None:
@@ -172,14 +313,7 @@ def _show(results: Sequence[MetricResult], console: Console) -> None:
         (result.name, f"{result.value:.6g}", result.fingerprint_digest[:12], result.note)
         for result in results
     ]
-    if console.is_terminal:
-        table = Table("metric", "value", "fingerprint", "note")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    else:
-        for row in rows:
-            console.print("  ".join(filter(None, row)), markup=False)
+    _print_rows(("metric", "value", "fingerprint", "note"), rows, console)
 
     # What is the same for all metrics is said once.
     for key, value in results[0].subject.items():

@@ -7,21 +7,22 @@ has no room beside the training, checkpoints wait until it has ended, and are no
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from data_prep import storage
 from pipeline import cluster
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import TrainConfig
-from pipeline.features import Features
+from pipeline.features import Outputs
 from pipeline.marker import CommittedCheckpoint
-from pipeline.measure import evaluate
+from pipeline.measure import FanOut, evaluate
 from pipeline.measurements import Measurements
 from pipeline.metric import MetricResult
 from pipeline.progress import Display
 from pipeline.record import read_record, update_record
 from pipeline.tracking import Tracker
+from pipeline.values import on_curves
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Evaluations:
                 config,
                 cache_url=storage.join(self.config.run_url, "statistics"),
                 loader=self.config.loader,
-                map=_in_tasks,
+                map=_in_tasks(config.workers),
             )
             self.measurements.write(checkpoint, results)
         self._results[checkpoint.nimg] = results
@@ -118,26 +119,10 @@ class Evaluations:
         self._shown.say(f"{checkpoint.nimg / 1000:.1f} kimg: {shown or 'nothing measured'}")
 
 
-def on_curves(
-    results: Sequence[MetricResult], curves: dict[str, str]
-) -> Mapping[str, MetricResult]:
-    """Results by the names of their curves in tracking, such as metric/fid50k.
+def _in_tasks(workers: int) -> FanOut:
+    """Tasks of Ray, so many at once."""
 
-    Values that were measured in another way than those before them get a curve of their own.
+    def fan_out(function: Callable[[Task], Outputs], tasks: Sequence[Task], /) -> Iterable[Outputs]:
+        return cluster.fan_out(function, tasks, num_cpus=1, at_once=workers)
 
-    Args:
-        results: Of one checkpoint.
-        curves: Fingerprint digest of each curve; new ones are added.
-    """
-    named = {}
-    for result in results:
-        name, digest = f"metric/{result.name}", result.fingerprint_digest
-        if curves.setdefault(name, digest) != digest:
-            name = f"{name}-{digest[:8]}"
-            curves[name] = digest
-        named[name] = result
-    return named
-
-
-def _in_tasks(function: Callable[[Task], Features], tasks: Sequence[Task], /) -> Sequence[Features]:
-    return cluster.fan_out(function, tasks, num_cpus=1)
+    return fan_out

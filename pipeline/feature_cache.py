@@ -58,6 +58,13 @@ class FeatureCache:
         except storage.StorageError as err:
             logger.warning("features are not kept: %s", err)
 
+    def delete(self, key: Mapping[str, Any]) -> None:
+        """Forget the features of this key."""
+        try:
+            storage.delete(self.entry_url(key))
+        except storage.StorageError as err:
+            logger.warning("features are not deleted: %s", err)
+
     def entry_url(self, key: Mapping[str, Any]) -> str:
         """Where the features of this key are, or would be."""
         digest = hashlib.sha256(_canonical(key).encode()).hexdigest()

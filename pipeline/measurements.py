@@ -16,7 +16,7 @@ from typing import Any
 from data_prep import storage
 from pipeline.config import TrainConfig
 from pipeline.marker import CommittedCheckpoint
-from pipeline.metric import MetricResult, metric_name
+from pipeline.metric import MetricResult
 from pipeline.minibatches import total_nimg_of
 
 logger = logging.getLogger(__name__)
@@ -79,9 +79,9 @@ class Measurements:
             return []
         measured = [(checkpoint, self.read(checkpoint)) for checkpoint in checkpoints]
         kept = [c for c, results in measured if results is None and self.is_due(c.nimg)]
-        decisive = metric_name(config.metrics[0], config.num_images)
+        decisive = config.wanted[0].names[0]
         scores = [
-            (result.value, checkpoint)
+            (result.value * result.sign, checkpoint)
             for checkpoint, results in measured
             for result in results or ()
             if result.name == decisive

@@ -1,31 +1,144 @@
-"""Values of metrics: how they are computed of features, and what goes with them.
+"""Metrics by name, and values with what goes with them.
 
-A number without its fingerprint is none: two that differ there are not compared.
+    metric = parse("ppl100k_wend", num_images=50_000)
+    metric.names  # ("ppl100k_wend",)
+
+A name is a kind, a number of generated images if it is another than usual, and how: fid, fid50k,
+fid50k_mix2, pr50k_vgg16, ppl_wend. A number without its fingerprint is none: two that differ there
+are not compared.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from torch import Tensor
-
 from pipeline.bundle import MetricValue
-from stylegan.metrics.features import FeatureMoments
-from stylegan.metrics.fid import fid
-from stylegan.metrics.kid import kid, kid_of_subsets, subsets
 
-Metric = Literal["fid", "kid"]
+Kind = Literal["fid", "kid", "pr", "dc", "is", "ppl", "ls", "swd", "msssim"]
+Pass = Literal["images", "paths", "latents", "pairs"]
+"""What is sampled: images for all metrics that compare sets, or something of its own."""
 
-NETWORKS: Mapping[str, str] = {"fid": "inception-2015-12-05", "kid": "inception-2015-12-05"}
-"""Feature network of each metric."""
-DDOF = 1
-"""FID divides covariances by n - 1, as StyleGAN does."""
-KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 100, 1000, 0
+INCEPTION, LOGITS = "inception-2015-12-05", "inception-2015-12-05-logits"
+CLASSIFIERS = "celebahq-classifiers"
+PATCHES = "laplacian-patches"
+"""Of images, without a feature network."""
+NETWORKS: Mapping[str, str] = {
+    "fid": INCEPTION,
+    "kid": INCEPTION,
+    "pr": INCEPTION,
+    "dc": INCEPTION,
+    "is": INCEPTION,
+    "ppl": "lpips-vgg16",
+    "ls": CLASSIFIERS,
+    "swd": PATCHES,
+    "msssim": "",
+}
+"""Feature network of each kind of metric, unless its name says another."""
+PASSES: Mapping[str, Pass] = {"ppl": "paths", "ls": "latents", "msssim": "pairs"}
+"""Of the kinds that look at other things than images."""
+HIGHER = ("precision", "recall", "density", "coverage", "is")
+"""Values that are better the higher they are; all others the lower."""
+MOST_MIXED = 4
 
-_MOMENTS_BLOCK = 1024
-"""Images whose features are summed up at a time."""
+_NAME = re.compile(r"([a-z]+)(?:(\d+)(k?))?((?:_[a-z0-9]+)*)")
+_LABELS: Mapping[str, tuple[str, ...]] = {
+    "pr": ("precision", "recall"),
+    "dc": ("density", "coverage"),
+}
+assert set(NETWORKS) == set(get_args(Kind))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric as it is asked for."""
+
+    kind: str
+    """See `Kind`."""
+    count: int
+    """Generated images; of `ppl` and `msssim` pairs of them."""
+    network: str
+    """Feature network; empty for none."""
+    mixed: int = 1
+    """Latents that each image is mixed of (Karras et al. 2019, Table 2)."""
+    space: Literal["z", "w"] = "w"
+    """Of path lengths."""
+    sampling: Literal["full", "end"] = "end"
+    """Of path lengths: anywhere on the path, or at its begin."""
+
+    @property
+    def sampled(self) -> Pass:
+        """What it is computed of."""
+        return PASSES.get(self.kind, "images")
+
+    @property
+    def compares(self) -> bool:
+        """Whether it looks at real images, too."""
+        return self.kind in ("fid", "kid", "pr", "dc", "swd")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Feature networks without which it cannot be computed."""
+        found = (self.network, LOGITS) if self.kind == "is" else (self.network,)
+        return tuple(name for name in found if name not in ("", PATCHES))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its values, the decisive one first, such as precision50k and recall50k."""
+        if self.kind == "ls":
+            return self._named("ls", "z"), self._named("ls", "w")
+        if self.kind == "is":
+            return self._named("is"), self._named("is", "std")
+        return tuple(self._named(label) for label in _LABELS.get(self.kind, (self.kind,)))
+
+    def _named(self, label: str, *suffixes: str) -> str:
+        how = [f"{self.space}{self.sampling}"] if self.kind == "ppl" else []
+        if self.network != NETWORKS[self.kind]:
+            how.append(self.network.removeprefix("lpips-"))
+        if self.mixed > 1:
+            how.append(f"mix{self.mixed}")
+        return "_".join([metric_name(label, self.count), *how, *suffixes])
+
+
+def parse(name: str, num_images: int) -> Metric:
+    """The metric of a name; `num_images` is its count if the name has none.
+
+    Raises:
+        ValueError: There is no such metric; lists them.
+    """
+    found = _NAME.fullmatch(name)
+    if not found or found[1] not in NETWORKS:
+        raise ValueError(f"{name!r} is no metric; choose from {', '.join(NETWORKS)}, {_RULE}")
+    kind, suffixes = found[1], found[4].split("_")[1:]
+    count = int(found[2]) * (1000 if found[3] else 1) if found[2] else num_images
+    options: dict[str, Any] = {"network": NETWORKS[kind]}
+    for suffix in suffixes:
+        options |= _option(kind, suffix, name)
+    if kind == "ppl" and "space" not in options:
+        raise ValueError(f"{name!r} does not say along which path; write ppl_wend, {_RULE}")
+    return Metric(kind=kind, count=count, **options)
+
+
+_RULE = (
+    "with a number of images as in fid50k, and pr_vgg16, fid_mix2 (to 4), "
+    "ppl_zfull, ppl_zend, ppl_wfull, ppl_wend"
+)
+
+
+def _option(kind: str, suffix: str, name: str) -> dict[str, Any]:
+    path = re.fullmatch("([zw])(full|end)", suffix)
+    mixed = re.fullmatch(f"mix([1-{MOST_MIXED}])", suffix)
+    if path and kind == "ppl":
+        return {"space": path[1], "sampling": path[2]}
+    if mixed and PASSES.get(kind, "images") == "images":
+        return {"mixed": int(mixed[1])}
+    if suffix == "vgg16" and kind in _LABELS:
+        return {"network": "vgg16"}
+    if suffix == "alexnet" and kind == "ppl":
+        return {"network": "lpips-alexnet"}
+    raise ValueError(f"{name!r} has _{suffix}, which {kind} does not know; write it {_RULE}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +148,7 @@ class MetricResult:
     name: str
     """Metric and number of generated images, e.g. fid50k."""
     value: float
-    """Lower is better."""
+    """Lower is better, unless the fingerprint says `better: higher`."""
     fingerprint: Mapping[str, Any]
     """All that the value depends on but the generator; what JSON can hold."""
     subject: Mapping[str, Any]
@@ -48,6 +161,11 @@ class MetricResult:
         """SHA-256 of the fingerprint."""
         return _digest(self.fingerprint)
 
+    @property
+    def sign(self) -> int:
+        """What to multiply the value by so that lower is better."""
+        return -1 if self.fingerprint.get("better") == "higher" else 1
+
     def as_value(self) -> MetricValue:
         """As it goes to the registry, which leaves `snapshot` out when it compares."""
         snapshot = self.subject["digest"]
@@ -59,52 +177,16 @@ def comparable(a: MetricResult, b: MetricResult) -> bool:
     return a.fingerprint == b.fingerprint
 
 
+def differences(a: MetricResult, b: MetricResult) -> Sequence[str]:
+    """What of the fingerprints differs, one line each; none where the two may be compared."""
+    keys = sorted(a.fingerprint.keys() | b.fingerprint.keys())
+    pairs = [(key, a.fingerprint.get(key), b.fingerprint.get(key)) for key in keys]
+    return [f"{key}: {x} against {y}" for key, x, y in pairs if x != y]
+
+
 def metric_name(metric: str, fakes: int) -> str:
     """How a metric of so many generated images is called, e.g. fid50k or fid300."""
     return f"{metric}{fakes // 1000}k" if fakes % 1000 == 0 else f"{metric}{fakes}"
-
-
-def compute(metric: str, reals: Tensor, fakes: Tensor) -> float:
-    """The value of a metric of two sets of features.
-
-    Raises:
-        ValueError: It has none, as FID of images that are all equal.
-    """
-    return _COMPUTE[metric](reals, fakes)
-
-
-def estimator(metric: str, *, reals: int, fakes: int) -> dict[str, Any]:
-    """How `compute` computes it, for the fingerprint."""
-    if metric == "fid":
-        return {"ddof": DDOF}
-    if min(reals, fakes) <= KID_SUBSET_SIZE:
-        return {"estimator": "unbiased, all pairs"}
-    subset = f"{KID_SUBSETS} subsets of {KID_SUBSET_SIZE}, seed {KID_SEED}"
-    return {"estimator": f"unbiased, {subset}"}
-
-
-def _fid(reals: Tensor, fakes: Tensor) -> float:
-    """FID, summed up in blocks that are the same for every batch size and number of tasks."""
-    moments = []
-    for features in (reals, fakes):
-        moments.append(FeatureMoments(features.shape[1]))
-        for block in features.split(_MOMENTS_BLOCK):
-            moments[-1].update(block)
-    return fid(*moments, ddof=DDOF)
-
-
-def _kid(reals: Tensor, fakes: Tensor) -> float:
-    """KID from all pairs of small sets, and from the usual subsets of large ones."""
-    if min(len(reals), len(fakes)) <= KID_SUBSET_SIZE:
-        return kid(reals, fakes)
-    reals_index, fakes_index = subsets(
-        len(reals), len(fakes), count=KID_SUBSETS, size=KID_SUBSET_SIZE, seed=KID_SEED
-    )
-    return kid_of_subsets(reals, fakes, reals_index=reals_index, fakes_index=fakes_index)
-
-
-_COMPUTE: Mapping[str, Callable[[Tensor, Tensor], float]] = {"fid": _fid, "kid": _kid}
-assert set(_COMPUTE) == set(NETWORKS) == set(get_args(Metric))
 
 
 def _digest(content: Mapping[str, Any]) -> str:

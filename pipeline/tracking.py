@@ -82,6 +82,22 @@ def history(uri: str, run_id: str, names: Sequence[str] | None = None) -> Histor
     return {name: _points(client, run_id, name) for name in names if name in present}
 
 
+def log_values(uri: str, run_id: str, nimg: int, values: Mapping[str, float]) -> None:
+    """Add values to a run that goes on or has ended; those it has at this nimg are left out.
+
+    Raises:
+        TrackingError: The server does not answer, or refuses.
+    """
+    client = connect(uri, create=False)
+    known = history(uri, run_id, list(values))
+    try:
+        for name, value in values.items():
+            if (nimg, value) not in known.get(name, []):
+                client.log_metric(run_id, name, value, step=nimg)
+    except Exception as err:
+        raise TrackingError(f"run {run_id} does not take values: {first_line(err)}") from err
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted names."""
     flat: dict[str, Any] = {}

@@ -51,6 +51,8 @@ class Purpose(IntEnum):
     EVAL_LABEL = 12
     REAL_DROPOUT = 13
     FAKE_DROPOUT = 14
+    EVAL_MIX = 15
+    EVAL_PATH = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

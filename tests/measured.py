@@ -83,7 +83,8 @@ def random_features(function, tasks):
     """A `map` that answers at once: features of a feature network that sees nothing."""
     rng = np.random.RandomState(len(function.__name__))
     for task in tasks:
-        yield rng.rand(sum(map(len, task.batches)), 32).astype(np.float32)
+        rows = sum(map(len, task.batches))
+        yield tuple(rng.rand(rows, 32).astype(np.float32) for _ in task.extractors)
 
 
 def evaluate_quickly(url, data_url, config=SMALL, **options):
@@ -94,7 +95,7 @@ def reals_task(data, **changes):
     options = {
         "batches": tuple(features.plan_batches(10, 4)),
         "batch": 4,
-        "extractor": EXTRACTOR,
+        "extractors": (EXTRACTOR,),
         "data_url": data,
         "data_digest": Manifest.load(data).digest,
         "resolution": RESOLUTION,

@@ -16,8 +16,9 @@ from data_prep.images import ImageConfig
 from data_prep.job import JobConfig, run_job
 from data_prep.manifest import DigestError, Manifest
 from pipeline import bundle as bundles
-from pipeline import features, metric, weights
+from pipeline import estimators, features, metric, weights
 from pipeline.checkpoint import Checkpoints
+from pipeline.estimators import Rows
 from pipeline.evaluate import EvaluationConfig, evaluate
 from pipeline.features import RealsTask
 from pipeline.metric import comparable
@@ -37,11 +38,12 @@ from tests.measured import (
 from tests.test_inception import image
 
 ROOT = Path(features.__file__).parents[1]
+INCEPTION_FILE = weights.KNOWN["inception-2015-12-05"].sources[0].files[0]
 
 
 def test_fid_and_kid_are_those_of_the_features_of_all_images(checkpoint, data, results, cache):
     task = fakes_task(checkpoint, data, batches=(range(10),), batch=10)
-    fakes = torch.from_numpy(features.fake_features(task))
+    fakes = torch.from_numpy(features.fake_features(task)[0])
     (entry,) = Path(cache).glob("*.safetensors")
     reals = torch.from_numpy(
         np.frombuffer(entry.read_bytes()[-10 * 2048 * 4 :], np.float32).reshape(10, 2048).copy()
@@ -57,7 +59,7 @@ def test_fid_and_kid_are_those_of_the_features_of_all_images(checkpoint, data, r
 @pytest.mark.parametrize("workers", [2, 3])
 def test_values_are_equal_bit_for_bit_on_any_number_of_workers(checkpoint, data, results, workers):
     def last_first(function, tasks):
-        assert len(tasks) == workers
+        assert [len(task.batches) for task in tasks] == [1, 1, 1], "whoever computes them"
         return reversed([function(task) for task in reversed(tasks)])
 
     config = dataclasses.replace(SMALL, workers=workers)
@@ -202,7 +204,7 @@ def test_the_fingerprint_of_two_checkpoints_is_the_same_and_their_subjects_are_n
     assert old.as_value().fingerprint["snapshot"] == old.subject["digest"]
     assert json.loads(json.dumps(old.fingerprint)) == old.fingerprint
     assert old.fingerprint["data_digest"] == Manifest.load(data).digest
-    assert old.fingerprint["network_sha256"] == weights.KNOWN["inception-2015-12-05"].sha256
+    assert old.fingerprint["network_sha256"] == INCEPTION_FILE.sha256
 
 
 def test_names_say_how_many_images_were_generated(checkpoint, data):
@@ -215,9 +217,16 @@ def test_kid_of_more_than_1000_images_is_the_mean_of_subsets_and_says_so():
     x, y = torch.randn(2, 1001, 2, generator=torch.Generator().manual_seed(0))
     index = dict(zip(("reals_index", "fakes_index"), subsets(1001, 1001), strict=True))
 
-    assert metric.compute("kid", x, y) == kid_of_subsets(x, y, **index)
-    assert metric.compute("kid", x[:1000], y) == kid(x[:1000], y)
-    many, few = (metric.estimator("kid", reals=n, fakes=1001)["estimator"] for n in (1001, 1000))
+    asked = metric.parse("kid1001", 2)
+
+    def value(reals, fakes):
+        return estimators.compute(asked, Rows(reals=reals, fakes=[fakes]))["kid1001"]
+
+    assert value(x, y) == kid_of_subsets(x, y, **index)
+    assert value(x[:1000], y) == kid(x[:1000], y)
+    many, few = (
+        estimators.how(asked, "kid1001", reals=reals)["estimator"] for reals in (1001, 1000)
+    )
     assert many == "unbiased, 100 subsets of 1000, seed 0"
     assert few == "unbiased, all pairs"
 
@@ -266,12 +275,16 @@ def test_of_a_traceback_from_another_process_only_its_message_is_shown(checkpoin
     assert caplog.records[0].getMessage() == "fid10 left out: MissingWeightsError: get them"
 
 
-def test_wrong_weights_leave_metrics_out_too(tmp_path, checkpoint, data, caplog):
-    path = tmp_path / weights.KNOWN["inception-2015-12-05"].file
-    path.parent.mkdir()
+def test_wrong_weights_leave_metrics_out_too(tmp_path, monkeypatch, checkpoint, data, caplog):
+    path = tmp_path / "weights" / INCEPTION_FILE.path
+    path.parent.mkdir(parents=True)
     path.write_bytes(b"something else")
+    monkeypatch.setattr(weights, "CACHE", tmp_path / "none")
+    features._network.cache_clear()
 
-    assert evaluate(checkpoint, data, dataclasses.replace(SMALL, weights=str(tmp_path))) == []
+    assert (
+        evaluate(checkpoint, data, dataclasses.replace(SMALL, weights=str(path.parents[1]))) == []
+    )
     assert "fid10 left out" in caplog.text
     assert "has SHA-256" in caplog.text
 
@@ -291,7 +304,7 @@ def test_a_generator_that_has_diverged_leaves_metrics_out(
 def test_a_generator_that_gives_one_image_has_a_kid_but_no_fid(checkpoint, data, caplog):
     def constant(function, tasks):
         for task, part in zip(tasks, random_features(function, tasks), strict=True):
-            yield part if isinstance(task, RealsTask) else np.full_like(part, 0.5)
+            yield part if isinstance(task, RealsTask) else (np.full_like(part[0], 0.5),)
 
     found = evaluate(checkpoint, data, SMALL, map=constant)
 
@@ -317,7 +330,12 @@ def test_no_metrics_means_no_evaluation():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metrics": ("fid", "is")}, "metrics has 'is'; choose from fid, kid"),
+        ({"metrics": ("fid", "fdi")}, "'fdi' is no metric; choose from fid, kid, pr, dc, is"),
+        ({"metrics": ("ppl",)}, "'ppl' does not say along which path; write ppl_wend"),
+        ({"metrics": ("is_vgg16",)}, "'is_vgg16' has _vgg16, which is does not know"),
+        ({"metrics": ("fid_mix5",)}, "'fid_mix5' has _mix5, which fid does not know"),
+        ({"metrics": ("fid1",)}, "has fid1; choose at least 2 images"),
+        ({"metrics": ("fid", "fid50k")}, "name each of them once"),
         ({"metrics": ("fid", "fid")}, "name each of them once"),
         ({"num_images": 1}, "num_images is 1; choose at least 2"),
         ({"num_reals": 1}, r"num_reals is 1; choose 0 \(as many as num_images\) or at least 2"),

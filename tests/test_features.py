@@ -37,16 +37,16 @@ def checkpoint(tmp_path_factory):
     return commit(tmp_path_factory.mktemp("run"), generator())
 
 
-@given(count=st.integers(1, 200), batch=st.integers(1, 40), tasks=st.integers(1, 12))
-def test_every_image_is_in_one_batch_and_every_batch_in_one_task(count, batch, tasks):
+@given(count=st.integers(1, 2000), batch=st.integers(1, 40), most=st.integers(1, 12))
+def test_every_image_is_in_one_batch_and_every_batch_in_one_task(count, batch, most):
     batches = features.plan_batches(count, batch)
-    shared = features.shares(batches, tasks)
+    tasks = features.parts(batches, most)
 
     assert [index for one in batches for index in one] == list(range(count))
     assert {len(one) for one in batches[:-1]} <= {batch}
-    assert [one for share in shared for one in share] == batches
-    assert len(shared) == min(tasks, len(batches))
-    assert max(map(len, shared)) - min(map(len, shared)) <= 1
+    assert [one for task in tasks for one in task] == batches
+    assert len(tasks) <= most
+    assert len({len(task) for task in tasks[:-1]}) <= 1
 
 
 def test_reals_are_spread_evenly_over_the_data_set_and_fill_up_the_last_batch(data):
@@ -122,7 +122,7 @@ def test_a_growing_generator_is_measured_at_full_size_by_nearest_neighbour(tmp_p
 def test_fakes_of_a_labelled_generator_take_labels_of_drawn_reals(tmp_path, data):
     Gs = generator(label_size=CLASSES)
     task = fakes_task(commit(tmp_path, Gs), data)
-    drawn = torch.cat([labels for _, labels in features._labelled(Gs, task)])
+    drawn = torch.cat([labels for _, labels in features.FakeSource(task).batches()])
 
     assert drawn.shape == (12, CLASSES)
     assert drawn.sum(dim=1).eq(1).all()

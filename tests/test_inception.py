@@ -14,9 +14,9 @@ from stylegan.metrics.inception import (
     InceptionV3,
     _layers,
     fold_batch_norm,
-    from_torchscript,
     resize_tf1,
 )
+from stylegan.metrics.inception_names import from_torchscript
 
 REFERENCE = Path(__file__).parent / "data" / "inception_reference.npz"
 """Features that the network's own TorchScript edition gave for `image(seed, size)`, resized in

@@ -1,6 +1,7 @@
 """Weights as data: what the reader reads, what it refuses, how files are found and checked."""
 
 import collections
+import dataclasses
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ import torch
 
 from data_prep import storage
 from pipeline import weights
+from pipeline.known_weights import FeatureNetwork, File, Source
 from stylegan.metrics.weights_reader import MAX_DEPTH, ArchiveError, read_object, read_tensors
 
 
@@ -250,14 +252,22 @@ def network(tmp_path):
     path = tmp_path / "files" / "package" / "net.pt"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    return weights.FeatureNetwork(
+    file = File(path="package/net.pt", sha256=hashlib.sha256(content).hexdigest())
+    return FeatureNetwork(
         name="net-1",
-        file="package/net.pt",
-        sha256=hashlib.sha256(content).hexdigest(),
-        package="net==1",
         serves=("fid",),
-        convert=lambda tensors: {k.removeprefix("net."): v for k, v in tensors.items()},
+        sources=(Source(files=(file,), convert=convert, package="net==1"),),
     )
+
+
+def convert(contents):
+    (content,) = contents
+    return {k.removeprefix("net."): v for k, v in read_tensors(io.BytesIO(content)).items()}
+
+
+def file_of(network):
+    (file,) = network.sources[0].files
+    return file
 
 
 @pytest.fixture
@@ -275,39 +285,56 @@ EXPECTED = {"a": torch.arange(3.0)}
 def remote(network, places):
     """URL of the file in a store that is not this machine's disk."""
     url = "memory://bucket/net.pt"
-    content = Path(places["folders"][1], network.file).read_bytes()
+    content = Path(places["folders"][1], file_of(network).path).read_bytes()
     storage.write_atomic(url, content)
     yield url
     storage.delete(url)
 
 
-def test_weights_are_found_in_the_first_folder_that_has_them(network, places):
+def test_weights_are_found_in_the_first_folder_that_has_them_and_converted_once(network, places):
     torch.testing.assert_close(weights.load(network, **places), EXPECTED)
-    assert not places["cache"].exists(), "a local file needs no copy"
+
+    (kept,) = (places["cache"] / "converted").iterdir()
+    assert kept.name.startswith(f"net-1-{file_of(network).sha256}.")
+    Path(places["folders"][1], file_of(network).path).unlink()
+    torch.testing.assert_close(weights.load(network, **places), EXPECTED)
+    with pytest.raises(weights.MissingWeightsError):
+        weights.load(network, **places, sha256="0" * 64)
 
 
-def test_a_remote_file_is_fetched_once_and_kept_under_its_digest(network, places, remote):
+def test_a_remote_file_is_fetched_once(network, places, remote):
     torch.testing.assert_close(weights.load(network, url=remote, cache=places["cache"]), EXPECTED)
 
-    (kept,) = (places["cache"] / "files").iterdir()
-    assert kept.name == network.sha256
     storage.delete(remote)
     torch.testing.assert_close(weights.load(network, url=remote, cache=places["cache"]), EXPECTED)
 
 
-def test_one_flipped_bit_in_the_copy_is_noticed_and_it_is_fetched_again(
+def test_one_flipped_bit_in_the_copy_is_noticed_and_it_is_made_again(
     network, places, remote, caplog
 ):
     weights.load(network, url=remote, cache=places["cache"])
-    (kept,) = (places["cache"] / "files").iterdir()
+    (kept,) = (places["cache"] / "converted").iterdir()
     whole = kept.read_bytes()
-    # Of the last stored number, which no zip check of ours would look at before the digest.
-    place = whole.rindex(np.float32(2.0).tobytes())
-    kept.write_bytes(whole[:place] + b"\x01" + whole[place + 1 :])
+    kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
     torch.testing.assert_close(weights.load(network, url=remote, cache=places["cache"]), EXPECTED)
-    assert "is damaged; it is fetched again" in caplog.text
+    assert "is damaged; it is made again" in caplog.text
     assert kept.read_bytes() == whole
+
+
+def test_a_file_whose_digest_nobody_knows_counts_as_what_it_is(network, places):
+    """Of two sources the second is taken where the first is not there; its digest says which."""
+    unknown = Source(files=(File(path="other.pt"),), convert=convert)
+    both = dataclasses.replace(network, sources=(unknown, *network.sources))
+    content = saved({"net.a": torch.arange(3.0) + 1}).getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+
+    assert weights.find(both, folders=places["folders"]).sha256 == file_of(network).sha256
+    Path(places["folders"][1], "other.pt").write_bytes(content)
+    assert weights.find(both, folders=places["folders"]).sha256 == digest
+    torch.testing.assert_close(weights.load(both, **places), {"a": torch.arange(3.0) + 1})
+    pinned = weights.load(both, **places, sha256=file_of(network).sha256)
+    torch.testing.assert_close(pinned, EXPECTED)
 
 
 def test_weights_are_loaded_where_nothing_can_be_kept(network, places, remote, tmp_path, caplog):
@@ -318,11 +345,13 @@ def test_weights_are_loaded_where_nothing_can_be_kept(network, places, remote, t
 
 
 def test_a_wrong_file_is_refused_with_both_digests(network, places):
-    path = Path(places["folders"][1], network.file)
+    path = Path(places["folders"][1], file_of(network).path)
     path.write_bytes(path.read_bytes() + b"!")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
 
-    with pytest.raises(ValueError, match=f"{found}, but net-1 has {network.sha256}") as caught:
+    with pytest.raises(
+        ValueError, match=f"{found}, but net-1 has {file_of(network).sha256}"
+    ) as caught:
         weights.load(network, **places)
     assert isinstance(caught.value, weights.WeightsDigestError)
     assert not places["cache"].exists()
@@ -359,17 +388,23 @@ def test_the_command_line_lists_and_verifies(network, places, monkeypatch, capsy
     monkeypatch.setenv(weights.VARIABLE, places["folders"][1])
 
     assert weights.main(["list"]) == 0
-    assert "net-1: for fid; from net==1\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "net-1: for fid; from net==1\n" in printed
+    assert "fid: ready" in printed
     assert weights.main(["verify"]) == 0
     assert "net-1: right" in capsys.readouterr().out
 
-    Path(places["folders"][1], network.file).write_bytes(b"other")
+    path = Path(places["folders"][1], file_of(network).path)
+    path.write_bytes(b"other")
     assert weights.main(["verify", "net-1"]) == 1
-    assert network.sha256 in capsys.readouterr().out
-    Path(places["folders"][1], network.file).unlink()
+    assert file_of(network).sha256 in capsys.readouterr().out
+    path.unlink()
     assert weights.main(["verify"]) == 1
+    monkeypatch.setattr(weights, "CACHE", places["cache"])
     assert weights.main(["list"]) == 0
-    assert "make weights" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "make weights" in printed
+    assert "fid: lacks net-1" in printed
     with pytest.raises(SystemExit):
         weights.main(["verify", "vgg"])
 
@@ -388,3 +423,67 @@ def test_python_m_pipeline_weights_runs(tmp_path):
     )
 
     assert "inception-2015-12-05: for fid, kid" in done.stdout
+
+
+def test_fetch_takes_the_file_from_its_url_and_refuses_another(network, places, remote, tmp_path):
+    source = dataclasses.replace(network.sources[0], package="", urls=(remote,))
+    fetched = dataclasses.replace(network, sources=(source,))
+
+    weights.fetch(fetched, folder=tmp_path / "new")
+    assert weights.find(fetched, folders=[str(tmp_path / "new")])
+    storage.write_atomic(remote, b"something else")
+    with pytest.raises(weights.WeightsDigestError):
+        weights.fetch(fetched, folder=tmp_path / "new")
+    storage.delete(remote)
+    with pytest.raises(weights.MissingWeightsError, match="cannot be fetched from memory"):
+        weights.fetch(fetched, folder=tmp_path / "new")
+
+
+# Files of torch < 1.6.
+
+
+def saved_old(tree):
+    stream = io.BytesIO()
+    torch.save(tree, stream, _use_new_zipfile_serialization=False)
+    return stream
+
+
+def test_files_of_old_torch_are_read_as_data():
+    base = torch.arange(12.0).reshape(3, 4)
+    tree = {
+        "a": base,
+        "view": base[1:, ::2].T,
+        "p": torch.nn.Parameter(torch.ones(2).half()),
+        "empty": torch.zeros(0, 3),
+        "epoch": 3,
+    }
+    stream = saved_old(collections.OrderedDict(tree))
+    stream.seek(0)
+
+    tensors = read_tensors(stream)
+
+    assert list(tensors) == ["a", "view", "p", "empty"]
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, tree[name].detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "evil"])
+def test_damaged_or_malicious_files_of_old_torch_are_refused(tmp_path, damage):
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {marker}",)
+
+    tree = {"a": torch.arange(6.0), "b": Evil() if damage == "evil" else 0}
+    content = saved_old(tree).getvalue()
+    if damage == "cut":
+        content = content[:-4]
+    elif damage == "longer":  # another count than announced
+        place = content.rindex((6).to_bytes(8, "little"))
+        content = content[:place] + (7).to_bytes(8, "little") + content[place + 8 :]
+
+    message = {"cut": "ends within", "longer": "has 7 elements, but 6", "evil": "system, which"}
+    with pytest.raises(ArchiveError, match=message[damage]):
+        read_tensors(io.BytesIO(content))
+    assert not marker.exists()

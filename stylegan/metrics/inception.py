@@ -1,6 +1,6 @@
 """Inception-v3 of 2015-12-05 (Szegedy et al. 2016), the feature network of FID and KID.
 
-    network = InceptionV3(tensors)  # of `from_torchscript`
+    network = InceptionV3(tensors)  # of `inception_names`
     features = network(images)  # uint8 [n, 3, h, w] -> [n, 2048]
 
 It is not the Inception-v3 of later libraries: average pools do not count the padding, the last
@@ -14,8 +14,10 @@ Legend: n images, c h w channels, height, width; d = 2048 features.
 from collections import OrderedDict
 
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor, nn
+
+from stylegan.metrics.weights_reader import check_shapes
 
 FEATURES = 2048
 """Width of the last average pool."""
@@ -36,7 +38,7 @@ class InceptionV3(nn.Module):
         """Build from `weight beta mean var` of 94 convolutions.
 
         Args:
-            tensors: By name, as `from_torchscript` gives them.
+            tensors: By name, as `stylegan.metrics.inception_names` gives them.
             dtype: Type of weights and activations; torch.bfloat16 takes half the time on processors
                 that have it and moves features by 1-2 %. Resizing and the last mean are float32.
         """
@@ -59,10 +61,11 @@ class InceptionV3(nn.Module):
         return maps.float().mean(dim=(2, 3))
 
 
-def from_torchscript(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the network's TorchScript edition (`net.layers.<name>`) to those used here."""
-    prefix = "net.layers."
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+def probabilities(
+    features: Float[Tensor, "n d"], logits: Float[Tensor, "k d"]
+) -> Float64[Tensor, "n k"]:
+    """p(y|x) of the k classes of the Inception score, whose logits have no bias."""
+    return (features.double() @ logits.double().T).softmax(dim=1)
 
 
 def fold_batch_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -262,14 +265,7 @@ def _average_pool() -> nn.AvgPool2d:
 
 def _load(layers: nn.Module, folded: dict[str, Tensor], dtype: torch.dtype) -> None:
     """Put folded weights into the layers, which then are fixed and channels-last."""
-    expected = {name: tuple(value.shape) for name, value in layers.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in folded.items()}
-    if expected != found:
-        wrong = min(set(expected.items()) ^ set(found.items()))
-        raise ValueError(
-            f"these are not the weights of Inception-v3 of 2015-12-05: {wrong[0]} is "
-            f"{found.get(wrong[0], 'missing')}, not {expected.get(wrong[0], 'there')}"
-        )
+    check_shapes(layers.state_dict(), folded, "Inception-v3 of 2015-12-05")
     layers.load_state_dict({name: value.float() for name, value in folded.items()})
     layers.requires_grad_(False).eval().to(dtype)
     for weight in layers.parameters():

@@ -9,6 +9,7 @@ Legend: n images, k kept ones, s latent size, a attributes.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,11 @@ class Hyperplane(NamedTuple):
 
 
 def separability(
-    latents: Float[Tensor, "n s"], logits: Float[Tensor, "n a"], *, keep: int = 100_000
+    latents: Float[Tensor, "n s"],
+    logits: Float[Tensor, "n a"],
+    *,
+    keep: int = 100_000,
+    attributes: Sequence[str] = (),
 ) -> float:
     """2 to the sum of conditional entropies in bits, that is exp of the sum in nats.
 
@@ -39,8 +44,20 @@ def separability(
         latents: z or w of the images.
         logits: What the classifiers say of the images, one attribute each.
         keep: Of each attribute the images with the surest answers; half of all in the paper.
+        attributes: Their names, for messages.
+
+    Raises:
+        ValueError: Of an attribute all kept images have the same answer.
     """
-    joints = [confusion(latents, column, keep=keep) for column in logits.unbind(dim=1)]
+    joints = []
+    for number, column in enumerate(logits.unbind(dim=1)):
+        joints.append(confusion(latents, column, keep=keep))
+        if joints[-1].sum(dim=0).amin() == 0:
+            raise ValueError(
+                f"attribute {attributes[number] if attributes else number} has the same answer "
+                f"for all of the {keep} surest images, so nothing separates them; leave its "
+                f"classifier out or use more images"
+            )
     return float(2 ** torch.stack([conditional_entropy(joint) for joint in joints]).sum())
 
 

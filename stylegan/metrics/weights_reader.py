@@ -1,17 +1,19 @@
-"""Tensors out of a PyTorch zip archive (`torch.save`, TorchScript), as data: nothing in it is run.
+"""Tensors out of a PyTorch archive (`torch.save`, TorchScript), as data: nothing in it is run.
 
     with open("default_1.pt", "rb") as stream:
         tensors = read_tensors(stream)  # {"net.layers.conv.weight": ..., ...}
 
 The pickle inside may build tensors, numbers, strings and containers. Classes of TorchScript
-(`__torch__...`) become inert records, and every other global is refused by name.
+(`__torch__...`) become inert records, and every other global is refused by name. Files of
+torch < 1.6, which are pickles in a row instead of a zip archive, are read as well.
 """
 
 import collections
+import io
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -33,6 +35,11 @@ DTYPES = {
 
 MAX_PICKLE_BYTES, MAX_NODES, MAX_DEPTH = 64 * 2**20, 1_000_000, 64
 """What no set of weights comes near; a file beyond is built to fill the memory."""
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+"""What a file of torch < 1.6 begins with."""
+_COUNT_BYTES = 8
+_PICKLED_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 """Functions of torch.jit._pickle that stand for a typed list."""
@@ -80,6 +87,9 @@ def read_tensors(stream: Readable) -> dict[str, Tensor]:
 def read_object(stream: Readable) -> Any:
     """The pickled object of an archive: tensors, plain values, containers and `Record`s."""
     try:
+        if stream.read(len(_PICKLED_MAGIC)) == _PICKLED_MAGIC:
+            return _read_pickles(io.BytesIO(stream.read()))
+        stream.seek(0)
         with zipfile.ZipFile(stream) as archive:
             prefix = _prefix(archive)
             if f"{prefix}byteorder" in archive.namelist():
@@ -95,7 +105,7 @@ def read_object(stream: Readable) -> Any:
         raise
     except zipfile.BadZipFile as err:
         raise ArchiveError(
-            f"not a zip archive of PyTorch ({err}); a file of torch < 1.6 must be saved anew"
+            f"not a zip archive of PyTorch ({err}); choose a file of torch.save"
         ) from err
     except Exception as err:  # a damaged pickle fails in any way it likes
         raise ArchiveError(f"damaged archive: {type(err).__name__}: {err}") from err
@@ -182,6 +192,70 @@ class _Unpickler(pickle.Unpickler):
         return torch.frombuffer(bytearray(self._archive.read(info)), dtype=dtype)
 
 
+class _OldUnpickler(pickle.Unpickler):
+    """For the pickles of torch < 1.6, whose storages come behind them."""
+
+    def __init__(self, stream: io.BytesIO, storages: Mapping[str, Tensor] | None = None) -> None:
+        """Without `storages` it only learns what they are, in `announced`."""
+        super().__init__(stream)
+        self.announced: dict[str, tuple[torch.dtype, int]] = {}
+        self._storages = storages
+        self._globals: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): frozen(
+                rebuild_tensor if storages else _nothing
+            ),
+            ("torch._utils", "_rebuild_parameter"): frozen(lambda data, *_: data),
+            **{("torch", name): dtype for name, dtype in DTYPES.items()},
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._globals:
+            raise refusal(module, name)
+        return self._globals[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, dtype, key, _device, count, view = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
+            raise ArchiveError(f"unknown persistent object {pid!r}")
+        if self.announced.setdefault(key, (dtype, count)) != (dtype, count):
+            raise ArchiveError(f"storage {key} is named with two different types or sizes")
+        return self._storages[key] if self._storages else None
+
+
+def _read_pickles(stream: io.BytesIO) -> Any:
+    """What a file of torch < 1.6 holds; the stream is behind its magic number.
+
+    Protocol, system, the object, the keys of its storages; then each one's length and bytes.
+    """
+    protocol, system = (_OldUnpickler(stream).load() for _ in range(2))
+    if protocol != PROTOCOL or not system["little_endian"]:
+        raise ArchiveError(f"the file is of protocol {protocol}, {system}; save it anew")
+    start = stream.tell()
+    learning = _OldUnpickler(stream)
+    learning.load()
+    keys = _OldUnpickler(stream).load()
+    if sorted(keys) != sorted(learning.announced):
+        raise ArchiveError(f"storages are {keys}, announced were {sorted(learning.announced)}")
+    storages = {key: _next_storage(stream, key, *learning.announced[key]) for key in keys}
+    stream.seek(start)
+    return _OldUnpickler(stream, storages).load()
+
+
+def _next_storage(stream: io.BytesIO, key: str, dtype: torch.dtype, count: int) -> Tensor:
+    stored = int.from_bytes(stream.read(_COUNT_BYTES), "little")
+    if stored != count:
+        raise ArchiveError(f"storage {key} has {stored} elements, but {count} are announced")
+    raw = stream.read(count * dtype.itemsize)
+    if len(raw) != count * dtype.itemsize:
+        raise ArchiveError(f"the file ends within storage {key}; fetch it again")
+    return torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+
+
+def _nothing(*_: Any) -> None:
+    """In place of a tensor whose content is not known yet."""
+
+
 def refusal(module: str, name: str) -> ArchiveError:
     """What is raised when a pickle asks for more than data."""
     return ArchiveError(
@@ -216,3 +290,26 @@ def rebuild_tensor(
             f"of {storage.numel()} elements"
         )
     return storage.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
+
+
+def required(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor of a file.
+
+    Raises:
+        ValueError: It is not there.
+    """
+    if name not in tensors:
+        raise ValueError(f"{name} is missing among the weights; it is another network's file")
+    return tensors[name]
+
+
+def check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], network: str) -> None:
+    """Refuse weights with other names or shapes, naming the first."""
+    ours = {name: tuple(value.shape) for name, value in expected.items()}
+    theirs = {name: tuple(value.shape) for name, value in found.items()}
+    if ours != theirs:
+        name, _ = min(set(ours.items()) ^ set(theirs.items()))
+        raise ValueError(
+            f"these are not the weights of {network}: {name} is {theirs.get(name, 'missing')}, "
+            f"not {ours.get(name, 'there')}"
+        )

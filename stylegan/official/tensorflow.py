@@ -167,7 +167,7 @@ def convert(record: TensorFlowNetwork) -> Imported:
             f"{'; '.join(_joined(known) for known in BUILDS)}"
         )
     build, static_kwargs = BUILDS[built_by], _field(record, "static_kwargs", dict)
-    variables = dict(_variables(record))
+    variables = dict(variables_of(record))
     psi, cutoff = (
         value_of(key, static_kwargs.get(f"truncation_{key}", default))
         for key, default in zip(("psi", "cutoff"), build.truncation, strict=True)
@@ -188,7 +188,7 @@ def convert(record: TensorFlowNetwork) -> Imported:
 _TRANSPOSED_UP_TO_VERSION = 2
 
 
-def _variables(record: TensorFlowNetwork, scope: str = "") -> Iterator[tuple[str, np.ndarray]]:
+def variables_of(record: TensorFlowNetwork, scope: str = "") -> Iterator[tuple[str, np.ndarray]]:
     """Variables of a network and of its parts under their full names, as StyleGAN lays them out."""
     transposed = _field(record, "version", int) <= _TRANSPOSED_UP_TO_VERSION
     for variable in _field(record, "variables", list):
@@ -200,7 +200,7 @@ def _variables(record: TensorFlowNetwork, scope: str = "") -> Iterator[tuple[str
             array = array.swapaxes(2, 3)  # [kh kw o i] in Progressive GAN's own repository
         yield f"{scope}{name}", array
     for name, part in _parts(record):
-        yield from _variables(part, f"{SCOPES[name]}/")
+        yield from variables_of(part, f"{SCOPES[name]}/")
 
 
 def _parts(record: TensorFlowNetwork) -> Iterator[tuple[str, TensorFlowNetwork]]:
