@@ -1,11 +1,16 @@
 """The loader and the cache of a node: verified copies, shared by its processes."""
 
+import hashlib
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from data_prep import storage
 from data_prep.manifest import Manifest, shard_url
@@ -138,3 +143,58 @@ def test_a_loader_survives_a_fork_with_a_stream_running_in_the_parent(
     storage.write_atomic(f"{s3.url}/after", b"1")
     assert time.monotonic() - start_s < 10
     stream.close()
+
+
+READ_ON = """
+import itertools, sys
+from pathlib import Path
+import numpy as np
+from data_prep.manifest import Manifest
+from pipeline.loader import Loader, LoaderConfig, Request
+from pipeline.order import SampleOrder
+url, cache = sys.argv[1:]
+streams = []
+for held in (0, 64):
+    config = LoaderConfig(cache_dir=Path(cache), cache_bytes=50_000, held_resolution=held)
+    loader = Loader(url, Manifest.load(url), SampleOrder(23, 0), config=config)
+    streams.append(loader.stream(Request(level_resolution=16, positions=np.arange(at, at + 9))
+                                 for at in itertools.count()))
+for batches in zip(*streams):
+    print([int(batch.images.sum()) for batch in batches], flush=True)
+"""
+
+
+def test_a_kill_leaves_nothing_in_shared_memory_or_among_temporary_files(
+    original_set, level_images, make_loader, tmp_path
+):
+    """What it leaves in the cache is whole; the next process goes on with it."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with serve_files(Path(original_set)) as files:
+        child = subprocess.Popen(
+            [sys.executable, "-c", READ_ON, files.url, str(tmp_path / "cache")],
+            env={**os.environ, "TMPDIR": str(temporary)},
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(10):
+            assert child.stdout.readline()
+        process = psutil.Process(child.pid)
+        used = [file.path for file in [*process.memory_maps(), *process.open_files()]]
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+        assert used
+        assert not [path for path in used if path.startswith(("/dev/shm", str(temporary)))]
+        assert list(temporary.iterdir()) == []
+        whole = [
+            path
+            for path in (tmp_path / "cache").rglob("*")
+            if path.is_file() and path.parent.name != "locks" and path.name[0] != "."
+        ]
+        assert whole
+        for path in whole:
+            assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.name)
+        (batch,) = read(make_loader(files.url), wanted(range(23)))
+
+    np.testing.assert_array_equal(batch.images, level_images[16][batch.sample_ids])
