@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
 from typing import Any
 
 from data_prep import storage
@@ -28,7 +27,7 @@ class SourceError(ValueError):
     """A source cannot be used at all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One image file of a source."""
 
@@ -117,7 +116,7 @@ def make_listing(source: Source, found: Iterable[Entry]) -> Listing:
     for entry in found:
         if not _is_image_name(entry.name):
             ignored += 1
-            if PurePosixPath(entry.name).suffix in _SIDECARS and not entry.refused:
+            if suffix(entry.name) in _SIDECARS and not entry.refused:
                 sidecars.setdefault(entry.name, entry)
         elif entry.name in entries:
             copies[entry.name] += 1
@@ -132,13 +131,16 @@ def make_listing(source: Source, found: Iterable[Entry]) -> Listing:
 
 def checked(entry: Entry) -> Entry:
     """An entry of an archive or a folder under its plain name, refused if that is hostile."""
-    path = PurePosixPath(entry.name)
-    refused = entry.refused
-    if path.is_absolute() or ".." in path.parts:
+    root = "/" if entry.name.startswith("/") else ""
+    parts = [part for part in entry.name.split("/") if part not in ("", ".")]
+    name, refused = root + "/".join(parts), entry.refused
+    if root or ".." in parts:
         refused = "its path leaves the archive"
     elif entry.size > LARGEST_FILE_BYTES:
         refused = f"too long: {entry.size} bytes are more than {LARGEST_FILE_BYTES}"
-    return replace(entry, name=str(path), refused=refused)
+    if (name, refused) == (entry.name, entry.refused):
+        return entry
+    return replace(entry, name=name, refused=refused)
 
 
 def rest_of_archive(reason: str) -> Entry:
@@ -168,12 +170,20 @@ def check_size(content: bytes, size: int) -> bytes:
     return content
 
 
+def suffix(name: str) -> str:
+    """Last dot of a name and what follows it, in small letters; empty if there is none."""
+    stem, dot, last = name.rpartition("/")[2].rpartition(".")
+    return (dot + last).lower() if stem else ""
+
+
 def printable(name: str) -> str:
     """A file name that any terminal can show."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_image_name(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and "__MACOSX" not in path.parts
+    if suffix(name) not in SUFFIXES:
+        return False
+    parts = name.split("/")
+    hidden = any(part.startswith(".") and part != ".." for part in parts)
+    return not hidden and "__MACOSX" not in parts

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from data_prep import storage
 from data_prep.sources.base import Entry, Source, SourceError, check_size, checked
@@ -32,8 +33,9 @@ def folder_entries(url: str) -> Iterator[Entry]:
     if root is not None:
         yield from _walk(root)
         return
-    for name, found in storage.find(url).items():
-        yield checked(Entry(name, found.size, found.version))
+    for path, found in storage.find(url).items():
+        name = unquote(path) if url.startswith(("http://", "https://")) else path
+        yield checked(Entry(name, found.size, found.version, member=path))
 
 
 def _walk(root: Path) -> Iterator[Entry]:
