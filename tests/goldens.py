@@ -32,10 +32,15 @@ def entry(name: str) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
+def load(file: str) -> dict[str, np.ndarray]:
+    """All arrays of one `.npz` file."""
+    with np.load(GOLDEN_DIR / file) as values:
+        return {key: values[key] for key in values.files}
+
+
 def arrays(name: str) -> dict[str, np.ndarray]:
     """All arrays of one `.npz` set."""
-    with np.load(GOLDEN_DIR / entry(name)["file"]) as file:
-        return {key: file[key] for key in file.files}
+    return load(entry(name)["file"])
 
 
 @functools.cache

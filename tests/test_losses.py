@@ -256,7 +256,7 @@ def _draws(G: Generator, *, batch: int, seed: int) -> GeneratorDraws:
     )
 
 
-@pytest.mark.parametrize("name", sets("B1_loss_tables*"))
+@pytest.mark.parametrize("name", sets("B1_*"))
 def test_golden_losses_of_given_logits(name: str):
     golden = arrays(name)
     fake, real = (torch.from_numpy(golden[f"in/{kind}_scores"]) for kind in ("fake", "real"))
@@ -278,7 +278,7 @@ def _cases() -> list[tuple[str, str, float]]:
     """(set, official function with its options, lod) of every loss tensor stored."""
     return [
         (name, match[1], float(match[2]))
-        for name in sets("B2_losses_nets*")
+        for name in sets("B2_*")
         for item in entry(name)["arrays"]
         if (match := re.fullmatch(r"out/(.+)_lod([\d.]+)/loss", item["key"]))
     ]
@@ -337,7 +337,7 @@ def test_golden_losses_and_gradients_of_networks(name: str, case: str, lod: floa
             assert actual == 0, f"{key} takes no part at lod {lod}"
 
 
-@pytest.mark.parametrize("name", sets("B2_losses_nets*"))
+@pytest.mark.parametrize("name", sets("B2_*"))
 def test_golden_logits_that_the_losses_are_made_of(name: str):
     golden = arrays(name)
     G = official_names.generator(entry(name)["static_kwargs"]["G"], under(golden, "G/"))

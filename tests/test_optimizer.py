@@ -1,6 +1,7 @@
 """Adam and the moving average against the official numbers, and dropped updates."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -22,12 +23,17 @@ def _set_gradients(parameters: dict[str, nn.Parameter], *gradients: Tensor) -> N
         parameter.grad = gradient.clone()
 
 
+def _trajectories() -> list[tuple[str, str]]:
+    pattern = r"out/(sg|b1_[\d.]+)"
+    return [(n, key) for n in sets("F4_*") for key in arrays(n) if re.fullmatch(pattern, key)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("key", "beta1"), [("out/sg", 0.0), ("out/b1_0.5", 0.5)])
-@pytest.mark.parametrize("name", sets("F4_adam_ema*"))
-def test_golden_adam_trajectories(name: str, key: str, beta1: float, dtype: torch.dtype):
-    """With gradients near epsilon, and a NaN in step 4 that drops the whole update."""
+@pytest.mark.parametrize(("name", "key"), _trajectories())
+def test_golden_adam_trajectories(name: str, key: str, dtype: torch.dtype):
+    """With gradients near epsilon, and one of NaN that drops the whole update."""
     golden = arrays(name)
+    beta1 = float(said(name, key, r"'beta1': ([\d.]+)"))
     reset = int(said(name, key, r"reset before step (\d+)"))
     parameters = _parameters(torch.from_numpy(golden["in/v0"]).to(dtype))
     adam = Adam(parameters, OptimizerConfig(beta1=beta1))
@@ -41,20 +47,25 @@ def test_golden_adam_trajectories(name: str, key: str, beta1: float, dtype: torc
     assert adam.count == len(golden["in/grads"]) - reset
 
 
-@pytest.mark.parametrize("name", sets("F4_adam_ema*"))
+@pytest.mark.parametrize("name", sets("F4_*"))
 def test_golden_default_betas_and_epsilon(name: str):
-    official = entry(name)["optimizer"]["G"]
     config = OptimizerConfig()
-    assert official == {
-        "beta1": config.beta1,
-        "beta2": config.beta2,
-        "epsilon": config.epsilon,
-    }
+    ours = {"beta1": config.beta1, "beta2": config.beta2, "epsilon": config.epsilon}
+    for network in ("G", "D"):
+        assert entry(name)["optimizer"][network] == ours
 
 
-@pytest.mark.parametrize("kimg", [5, 10])
-@pytest.mark.parametrize("name", sets("F4_adam_ema*"))
-def test_golden_decay_of_the_average(name: str, kimg: int):
+def _half_lives() -> list[tuple[str, str, float]]:
+    return [
+        (name, key, float(match[1]))
+        for name in sets("F4_*")
+        for key in arrays(name)
+        if (match := re.fullmatch(r"out/Gs_beta_kimg([\d.]+)", key))
+    ]
+
+
+@pytest.mark.parametrize(("name", "key", "kimg"), _half_lives())
+def test_golden_decay_of_the_average(name: str, key: str, kimg: float):
     golden = arrays(name)
     decays = []
     for batch in golden["in/minibatch"]:
@@ -63,7 +74,7 @@ def test_golden_decay_of_the_average(name: str, kimg: int):
         nn.init.zeros_(G.weight)
         update_average(Gs, G, decay=StepConfig(average_half_life_kimg=kimg).decay(int(batch)))
         decays.append(Gs.weight.item())
-    assert_close(decays, golden[f"out/Gs_beta_kimg{kimg}"], 1e-6, "decay")
+    assert_close(decays, golden[key], 1e-6, "decay")
 
 
 def test_after_its_half_life_an_old_weight_counts_half_and_buffers_are_copied():

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import avg_pool2d
 
 from stylegan.networks.stylegan import Generator, GeneratorConfig
 from stylegan.sample import (
@@ -17,11 +16,7 @@ from stylegan.sample import (
     sample,
     style_layers,
     styles,
-    to_uint8,
 )
-from tests import goldens
-
-F3 = "F3_image_conversion"
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +32,6 @@ def Gs():
             if "noise" in name:
                 parameter.fill_(0.3)
     return Gs
-
-
-@pytest.mark.parametrize(("shrink", "name"), [(1, ""), (2, "_shrink2")])
-def test_bytes_are_those_of_the_official_conversion(shrink, name):
-    values = goldens.arrays(F3)
-    x = torch.from_numpy(values["in/x"])
-
-    images = to_uint8(avg_pool2d(x, shrink))
-
-    np.testing.assert_array_equal(images.numpy(), values[f"out/convert_to_uint8{name}"])
 
 
 def test_a_seed_is_the_latent_of_the_official_tools():

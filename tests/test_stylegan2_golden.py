@@ -28,11 +28,11 @@ from tests import goldens, official_names
 from tests.goldens import GOLDEN_DIR, arrays, assert_close, entry, from_recipe, sets, under
 
 TOLERANCE, TOLERANCE_FULL_SIZE = 2e-5, 3e-5
-FULL_SIZE = sets("E6_stylegan2_default_*")
+FULL_SIZE = sets("E6_*")
 NETWORKS = [
-    *sets("E1_stylegan2_main*"),
-    *sets("E2_stylegan2_*"),
-    *sets("E3_stylegan2_*"),
+    *sets("E1_*"),
+    *sets("E2_*"),
+    *sets("E3_*"),
     *FULL_SIZE,
 ]
 FMAP_BASE = {"e": 8192, "f": 16384}
@@ -144,7 +144,7 @@ def test_golden_outputs_of_every_architecture(name: str):
         assert_close(compute(case, len(expected), match), expected, tolerance, key)
 
 
-@pytest.mark.parametrize("name", sets("E5_stylegan2_train_mode*"))
+@pytest.mark.parametrize("name", sets("E5_*"))
 def test_golden_training_images_with_mixing_and_noise_per_image(name: str):
     case = Case(name)
     golden, G, n = case.golden, case.G, len(case.golden["in/z"])
