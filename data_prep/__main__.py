@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
-from data_prep.images import ImageConfig
+from data_prep.image_options import add_image_options, image_config
 from data_prep.job import JobConfig, JobReport, Progress, TooManyBadError, run_job
 from data_prep.sources import printable
 from data_prep.storage import StorageError
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "data set; paths or URLs; several become one",
     )
     shard.add_argument("dest", help="folder or URL of the data set")
-    shard.add_argument("--resolution", type=int, required=True, help="full level in px, 2^n")
+    add_image_options(shard)
     shard.add_argument(
         "--samples-per-shard", type=int, default=0, help="default 1024 up to 256 px, 256 above"
     )
@@ -83,22 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         help="processes; the bytes do not depend on it (default: all cores)",
     )
     shard.add_argument(
-        "--background",
-        default="white",
-        help="colour behind transparent pixels: white, #rrggbb (default white)",
-    )
-    shard.add_argument(
-        "--crop",
-        choices=["centre", "none"],
-        default="centre",
-        help="how to make images square; none refuses others (default centre)",
-    )
-    shard.add_argument(
         "--labels",
         default="none",
         metavar="none|folder|source|FILE",
         help="folder: the first folder of each path is its class; source: what comes with the "
-        "images (dataset.json, .cls, .json, TFRecords); FILE: .csv, .tsv, .parquet, dataset.json, "
+        "images (dataset.json, .cls, .json, TFRecords); FILE: .csv, .tsv, .txt, .parquet, .json, "
         "or FILE#column,column",
     )
     shard.add_argument(
@@ -118,9 +107,8 @@ def _config(options: argparse.Namespace) -> JobConfig:
         source=tuple(options.source),
         include=options.include,
         dest=options.dest,
-        image=ImageConfig(
-            resolution=options.resolution, crop=options.crop, background=options.background
-        ),
+        image=image_config(options),
+        landmarks=options.landmarks,
         name=options.name,
         samples_per_shard=options.samples_per_shard,
         workers=options.workers,

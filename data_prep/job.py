@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep import storage
+from data_prep.align import Points, points_of, read_landmarks
 from data_prep.images import BadImageError, ImageConfig, load_image
 from data_prep.labels import LabelTable, check_labels_option, read_labels
 from data_prep.manifest import Labels, Level, Manifest, manifest_url
-from data_prep.pyramid import encoding, resolutions
+from data_prep.pyramid import encoding, level_sizes
 from data_prep.shards import ShardConfig, ShardResult, ShardTask, make_shard
-from data_prep.sources import Listing, list_sources
+from data_prep.sources import Entry, Listing, list_sources
 from data_prep.workers import process_pool, unordered, workplace
 
 logger = logging.getLogger(__name__)
@@ -62,13 +63,20 @@ class JobConfig:
     """Pattern that the names of images match; all if empty."""
     labels: str = "none"
     """none, folder, source or the URL of a table (see `data_prep.labels`)."""
+    landmarks: str = ""
+    """For the crop face: URL of ffhq-dataset-v2.json or of {path: 68 points}."""
     max_bad: int = 0
     """Images that may be left out."""
 
     def __post_init__(self) -> None:
         _check_dest(self.dest)
         check_labels_option(self.labels)
-        resolutions(self.image.resolution)
+        level_sizes(*self.image.size)
+        if (self.image.crop == "face") != bool(self.landmarks or self.image.face_model):
+            raise ValueError(
+                "--crop face needs --landmarks or --face-model, and they are for it alone; "
+                "give all or none"
+            )
         if self.samples_per_shard == 0:
             usual = 1024 if self.image.resolution <= 256 else 256
             object.__setattr__(self, "samples_per_shard", usual)
@@ -92,11 +100,10 @@ class JobConfig:
     def parameters(self) -> dict[str, Any]:
         """What the data set's bytes follow from, but for the images."""
         return {
-            "resolution": self.image.resolution,
+            **self.image.options(),
             "samples-per-shard": self.samples_per_shard,
-            "crop": self.image.crop,
-            "background": self.image.background,
             "labels": self.labels if self.labels in ("none", "folder", "source") else "table",
+            **({"landmarks": self.landmarks} if self.landmarks else {}),
         }
 
 
@@ -169,6 +176,7 @@ class _Rounds:
         self.shard_config = ShardConfig(
             source=listing.source, dest=config.dest, scratch=scratch, image=config.image
         )
+        self.faces = read_landmarks(config.landmarks) if config.landmarks else {}
         self.bad = self._known_bad()
         self.finished: dict[str, ShardResult] = {}
 
@@ -221,8 +229,12 @@ class _Rounds:
                 first_sample=first,
                 entries=entries,
                 labels=None if labels is None else tuple(labels[entry.name] for entry in entries),
+                faces=tuple(map(self._face, entries)) if self.faces else None,
                 check_only=bool(found),
             )
+
+    def _face(self, entry: Entry) -> Points | None:
+        return points_of(entry.name, self.faces)
 
     def _known_bad(self) -> dict[str, str]:
         """Images refused by the listing, and those an earlier run found that are still bad."""
@@ -235,7 +247,8 @@ class _Rounds:
         for entry in self.listing.entries:
             if entry.name in names and entry.name not in bad:
                 try:
-                    load_image(self.listing.source.read(entry), self.config.image)
+                    content = self.listing.source.read(entry)
+                    load_image(content, self.config.image, self._face(entry))
                 except BadImageError as err:
                     bad[entry.name] = str(err)
         return bad
@@ -291,10 +304,11 @@ def _claim(config: JobConfig, listing: Listing, labels: LabelTable | None) -> Ma
     remedy = "choose another DEST or delete that one"
     try:
         earlier = json.loads(storage.read_bytes(url))
+        begun, now = earlier["parameters"], config.parameters()
         differences = [
-            f"--{key} {value} instead of {config.parameters()[key]}"
-            for key, value in earlier["parameters"].items()
-            if config.parameters()[key] != value
+            f"--{key} {begun.get(key, 'left out')} instead of {now.get(key, 'leaving it out')}"
+            for key in {**begun, **now}
+            if begun.get(key) != now.get(key)
         ]
     except storage.MissingError:
         earlier, differences = None, []
@@ -327,18 +341,21 @@ def _manifest(config: JobConfig, results: list[ShardResult], labels: Labels | No
         name=config.name or config.dest.rstrip("/").rsplit("/", 1)[-1],
         samples=sum(result.images for result in results),
         resolution=config.image.resolution,
-        channels=3,
+        height=config.image.height,
+        channels=config.image.channels,
         samples_per_shard=config.samples_per_shard,
         source_transform=config.image.source_transform(),
+        resample=config.image.downsampling,
         labels=labels,
         levels=tuple(
             Level(
-                resolution=resolution,
-                encoding=encoding(resolution),
+                resolution=size[0],
+                height=None if size[0] == size[1] else size[1],
+                encoding=encoding(size, config.image),
                 bytes=sum(result.levels[number].bytes for result in results),
                 shards=tuple(result.levels[number] for result in results),
             )
-            for number, resolution in enumerate(resolutions(config.image.resolution))
+            for number, size in enumerate(level_sizes(*config.image.size))
         ),
     )
 

@@ -45,12 +45,19 @@ class Level:
     """All samples at one resolution."""
 
     resolution: int
-    """Width and height in pixels."""
+    """Width in pixels, and height unless that is given."""
     encoding: str
     """Suffix of the image members: png, npy (uint8 HWC), webp or jpg."""
     bytes: int
     """Length of all its tars together."""
     shards: tuple[Shard, ...]
+    height: int | None = None
+    """In pixels, of images that are not square."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.resolution, self.height or self.resolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,7 @@ class Manifest:
     """For people; no part of the digest."""
     samples: int
     resolution: int
-    """Of the full level, in pixels."""
+    """Width of the full level in pixels, and height unless that is given."""
     channels: int
     samples_per_shard: int
     source_transform: Mapping[str, str]
@@ -79,7 +86,9 @@ class Manifest:
     """From 4 px to the full level."""
     labels: Labels | None = None
     resample: str = "box"
-    """Filter between the levels."""
+    """Filter between the levels: box or lanczos (see `data_prep.pyramid`)."""
+    height: int | None = None
+    """Of the full level in pixels, where images are not square."""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.samples_per_shard < 1:
@@ -157,6 +166,7 @@ class Manifest:
                 ),
                 labels=None if content["labels"] is None else Labels(**content["labels"]),
                 resample=content["resample"],
+                height=content.get("height"),
             )
         except (KeyError, TypeError) as err:
             raise ValueError(f"{url} is no manifest of a data set: {err!r}") from err
@@ -183,7 +193,12 @@ class Manifest:
             "resample": self.resample,
             "source_transform": dict(self.source_transform),
             "labels": None if self.labels is None else asdict(self.labels),
-            "levels": [asdict(level) for level in self.levels],
+            # What square images do not have is not written: digests of before stay.
+            **({} if self.height is None else {"height": self.height}),
+            "levels": [
+                {key: value for key, value in asdict(level).items() if value is not None}
+                for level in self.levels
+            ],
         }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_prep import storage
+from data_prep.align import Points
 from data_prep.images import BadImageError, ImageConfig, load_image
 from data_prep.manifest import (
     Label,
@@ -26,7 +27,7 @@ from data_prep.manifest import (
     sample_key,
     shard_url,
 )
-from data_prep.pyramid import encode, encoding, pyramid, resolutions
+from data_prep.pyramid import encoding, level_sizes, payloads
 from data_prep.sources import Entry, Source
 
 logger = logging.getLogger(__name__)
@@ -54,13 +55,15 @@ class ShardTask:
     first_sample: int
     entries: tuple[Entry, ...]
     labels: tuple[Label, ...] | None
+    faces: tuple[Points | None, ...] | None = None
+    """Where the face is in each image, for the crop face."""
     check_only: bool = False
     """Decode and report, write nothing: the numbers of these samples are not final."""
 
     def key(self, image: ImageConfig) -> str:
         """Fingerprint of all that the bytes of the shard follow from."""
         rows = [entry.identity for entry in self.entries]
-        content = [asdict(image), self.number, self.first_sample, rows, self.labels]
+        content = [asdict(image), self.number, self.first_sample, rows, self.labels, self.faces]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -104,20 +107,23 @@ def _make(config: ShardConfig, task: ShardTask) -> ShardResult:
         if not task.check_only:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=config.scratch)))
             writers = [
-                stack.enter_context(_LevelWriter(folder, resolution, config.image.resolution, task))
-                for resolution in resolutions(config.image.resolution)
+                stack.enter_context(_LevelWriter(folder, size, config.image, task))
+                for size in level_sizes(*config.image.size)
             ]
         for row, entry in enumerate(task.entries):
             try:
-                image, small = load_image(config.source.read(entry), config.image)
+                content = config.source.read(entry)
+                face = None if task.faces is None else task.faces[row]
+                image = load_image(content, config.image, face)
             except BadImageError as err:
                 bad[entry.name] = str(err)
                 continue
-            enlarged += small
+            enlarged += image.enlarged
             # After a bad image the numbers are no longer right: look at the rest, write nothing.
             if writers and not bad:
-                for writer, level in zip(writers, pyramid(image), strict=True):
-                    writer.add(row, encode(level))
+                levels_of_it = payloads(content, image, config.image)
+                for writer, payload in zip(writers, levels_of_it, strict=True):
+                    writer.add(row, payload)
         images, key = len(task.entries), task.key(config.image)
         if bad or task.check_only:
             return ShardResult(number=task.number, key=key, images=images, bad=bad)
@@ -131,12 +137,13 @@ def _make(config: ShardConfig, task: ShardTask) -> ShardResult:
 class _LevelWriter:
     """The tar of one level in the making, and the columns of its index."""
 
-    def __init__(self, folder: Path, resolution: int, full: int, task: ShardTask):
-        self.resolution = resolution
+    def __init__(self, folder: Path, size: tuple[int, int], image: ImageConfig, task: ShardTask):
+        self.resolution = size[0]
+        self.encoding = encoding(size, image)
         self.task = task
         described = any(entry.metadata is not None for entry in task.entries)
-        self.described = described and resolution == full
-        self.path = folder / f"{resolution}.tar"
+        self.described = described and size == image.size
+        self.path = folder / f"{self.resolution}.tar"
         self.offsets: list[int] = []
         self.lengths: list[int] = []
         self.sha256: list[str] = []
@@ -162,7 +169,7 @@ class _LevelWriter:
         self.offsets.append(self.tar.tarstream.offset + TAR_BLOCK)
         self.lengths.append(len(payload))
         self.sha256.append(sample_digest(payload))
-        self.tar.write({"__key__": key, encoding(self.resolution): payload})
+        self.tar.write({"__key__": key, self.encoding: payload})
         beside = self._beside(row)
         if beside:
             self.tar.write({"__key__": key, **beside})
@@ -247,7 +254,7 @@ def _from_receipt(config: ShardConfig, task: ShardTask) -> ShardResult | None:
 def _files(
     config: ShardConfig, task: ShardTask, levels: tuple[Shard, ...]
 ) -> Iterator[tuple[str, int, str]]:
-    for resolution, shard in zip(resolutions(config.image.resolution), levels, strict=True):
+    for (resolution, _), shard in zip(level_sizes(*config.image.size), levels, strict=True):
         url = shard_url(config.dest, resolution, task.number)
         yield url, shard.bytes, shard.sha256
         url = index_url(config.dest, resolution, task.number)

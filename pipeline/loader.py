@@ -9,9 +9,11 @@ replayed to reach a position. Small levels (`held_resolution`) are fetched shard
 node, larger ones image by image; local data sets are read where they lie. Every image is verified
 against its digest before it is decoded, wherever it came from.
 
-Memory per process: (prefetch + 1) batches, 64 MiB of shard indices, `decoded_bytes` per level for
-at most two levels, 8 MiB and one image in each thread. All of it, the threads and the open
-files belong to the stream and end with it; a `Loader` itself can be forked.
+Memory per process: (prefetch + 1) batches, 64 MiB each of shard indices and labels, `decoded_bytes`
+per level for at most two levels, 16 MiB and one image in each thread, 40 bytes for each file in the
+cache while old ones are deleted; the same after ten epochs as after two. All of it, the threads and
+the open files belong to the stream and end with it; a `Loader` itself can be forked. There is no
+shared memory, and no file but those of the cache.
 
 Symbols: n images, c h w.
 """
@@ -236,7 +238,7 @@ class _OpenLevel:
 
     def __init__(self, level: Level, manifest: Manifest, config: LoaderConfig):
         self.level = level
-        self.shape = (manifest.channels, level.resolution, level.resolution)
+        self.shape = (manifest.channels, *level.size[::-1])
         self.decoded: NDArray[np.uint8] | None = None
         decoded_bytes = manifest.samples * int(np.prod(self.shape))
         if level.resolution <= config.held_resolution and decoded_bytes <= config.decoded_bytes:
