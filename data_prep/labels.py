@@ -5,7 +5,8 @@
                                       WebDataset, labels of TFRecords, labels of a data set
 --labels attributes.csv               first column: names; one other column: classes (integers
                                       or words), several words (a|b), or a number; more columns:
-                                      a vector. Also .tsv, .parquet, dataset.json; also URLs
+                                      a vector. Also .tsv, .parquet, dataset.json, .txt as
+                                      CelebA has it; also URLs
 --labels 'attributes.csv#Smiling,Male'   these columns only
 """
 
@@ -24,7 +25,7 @@ from data_prep.sources import Entry, Listing, SourceError, printable
 from data_prep.sources.base import LARGEST_SIDECAR_BYTES
 
 NAME_COLUMNS = ("file_name", "filename", "file", "path", "image", "image_id", "name")
-TABLES = (".csv", ".tsv", ".parquet", ".json")
+TABLES = (".csv", ".tsv", ".txt", ".parquet", ".json")
 _BETWEEN = "|"
 _LARGEST_CLASS = 10**6
 
@@ -209,6 +210,8 @@ def _csv(content: bytes, url: str, suffix: str) -> Columns:
         rows = list(csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True))
     except (UnicodeDecodeError, csv.Error) as err:
         raise SourceError(f"labels {url} cannot be read: {err}; save them as UTF-8") from err
+    if suffix == ".txt":
+        rows = _celeba([line.split() for line in text.getvalue().splitlines()])
     rows = [row for row in rows if row]
     if not rows:
         return {}
@@ -221,6 +224,14 @@ def _csv(content: bytes, url: str, suffix: str) -> Columns:
     return {
         name.strip(): [_cell(row[place]) for row in rows[1:]] for place, name in enumerate(rows[0])
     }
+
+
+def _celeba(rows: list[list[str]]) -> list[list[str]]:
+    """Cells between blanks, below their number and a header without the column of names."""
+    rows = rows[1:] if rows and len(rows[0]) == 1 else rows
+    if len(rows) > 1 and len(rows[0]) == len(rows[1]) - 1:
+        rows[0] = [NAME_COLUMNS[0], *rows[0]]
+    return rows
 
 
 def _cell(text: str) -> Any:

@@ -78,6 +78,14 @@ def test_a_table_gives_classes_and_vectors(
     assert tuple(table.by_name[name] for name in NAMES) == expected
 
 
+def test_the_attributes_of_celeba_are_read_as_they_are_published(listing, tmp_path):
+    text = "3\nBald Smiling \n0.png  1 -1\n1.png -1 -1\n2.png -1  1\n"
+
+    table = read_labels(_table(tmp_path, text, "anno.txt"), listing)
+
+    assert table.by_name == {"a/0.png": (1, -1), "a/1.png": (-1, -1), "b/2.png": (-1, 1)}
+
+
 def _number(text: str):
     if text.lstrip("-").replace(".", "", 1).isdigit():
         return float(text) if "." in text else int(text)
