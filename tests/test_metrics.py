@@ -13,8 +13,6 @@ from stylegan.metrics.fid import fid, frechet_distance, trace_sqrt_product
 from stylegan.metrics.kid import kid, kid_of_subsets, subsets
 from tests import goldens
 
-(G1,), (G5,) = goldens.sets("G1_*"), goldens.sets("G5_*")
-
 
 @pytest.fixture
 def rng():
@@ -28,12 +26,13 @@ def features(rng, n, d=24, shift=0.0):
 
 
 def golden_fid_cases():
-    """The pairs of feature matrices in the set, some of them with fewer images than features."""
-    return sorted({key.split("/")[1] for key in goldens.arrays(G1) if key.startswith("in/")})
+    """The pairs of feature matrices in the sets, some of them with fewer images than features."""
+    keys = [(name, key) for name in goldens.sets("G1_*") for key in goldens.arrays(name)]
+    return sorted({(name, key.split("/")[1]) for name, key in keys if key.startswith("in/")})
 
 
-def golden_fid(case):
-    values = goldens.arrays(G1)
+def golden_fid(name, case):
+    values = goldens.arrays(name)
     return goldens.under(values, f"in/{case}/"), goldens.under(values, f"out/{case}/")
 
 
@@ -43,74 +42,70 @@ def fid_rtol(inputs):
     return 1e-6 if full_rank else 1e-3
 
 
-def golden_kid_names():
-    """kid_seed1, kid_seed2 ..., as many as the set has."""
-    keys = goldens.arrays(G5)
-    return sorted({m[1] for key in keys if (m := re.match(r"out/(kid_seed\d+)_f64", key))})
+def golden_kid_cases():
+    """kid_seed1, kid_seed2 ..., as many as the sets have."""
+    keys = [(name, key) for name in goldens.sets("G5_*") for key in goldens.arrays(name)]
+    return [(name, m[1]) for name, k in keys if (m := re.fullmatch(r"out/(kid_seed\d+)_f64", k))]
 
 
-@pytest.mark.parametrize("case", golden_fid_cases())
-def test_fid_matches_the_golden_value_of_the_official_code(case):
-    inputs, outputs = golden_fid(case)
-    reals, fakes = (FeatureMoments.of(torch.from_numpy(inputs[name])) for name in ("real", "fake"))
+@pytest.mark.parametrize(("name", "case"), golden_fid_cases())
+def test_fid_matches_the_golden_value_of_the_official_code(name, case):
+    inputs, outputs = golden_fid(name, case)
+    reals, fakes = (FeatureMoments.of(torch.from_numpy(inputs[kind])) for kind in ("real", "fake"))
 
     assert fid(reals, fakes) == pytest.approx(float(outputs["fid_f64"]), rel=fid_rtol(inputs))
     trace = float(reals.covariance().trace())
     assert fid(reals, reals) == pytest.approx(float(outputs["fid_same_f64"]), abs=1e-6 * trace)
 
 
-@pytest.mark.parametrize("case", golden_fid_cases())
-def test_moments_match_the_golden_mean_and_covariance(case):
-    inputs, outputs = golden_fid(case)
+@pytest.mark.parametrize(("name", "case"), golden_fid_cases())
+def test_moments_match_the_golden_mean_and_covariance(name, case):
+    inputs, outputs = golden_fid(name, case)
     moments = FeatureMoments.of(torch.from_numpy(inputs["real"]))
 
     goldens.assert_close(moments.mean(), outputs["mu_real"], 1e-6, "mean")
     goldens.assert_close(moments.covariance(ddof=1), outputs["sigma_real_f64"], 1e-6, "sigma")
 
 
-def test_fid_with_the_biased_covariance_matches_the_golden_value_of_stylegan3():
-    values = goldens.arrays(G5)
+@pytest.mark.parametrize("name", goldens.sets("G5_*"))
+def test_fid_with_the_biased_covariance_matches_the_golden_value_of_stylegan3(name):
+    values = goldens.arrays(name)
     reals, fakes = (
-        FeatureMoments.of(torch.from_numpy(values[f"in/{name}"])) for name in ("real", "fake")
+        FeatureMoments.of(torch.from_numpy(values[f"in/{kind}"])) for kind in ("real", "fake")
     )
 
     expected = float(values["out/fid_f64"])
     assert fid(reals, fakes, ddof=0) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", golden_kid_names())
-def test_kid_of_subsets_matches_the_golden_value(name):
-    values = goldens.arrays(G5)
+@pytest.mark.parametrize(("name", "case"), golden_kid_cases())
+def test_kid_of_subsets_matches_the_golden_value(name, case):
+    values = goldens.arrays(name)
     value = kid_of_subsets(
         torch.from_numpy(values["in/real"]),
         torch.from_numpy(values["in/fake"]),
-        reals_index=values[f"in/{name}_real_idx"],
-        fakes_index=values[f"in/{name}_fake_idx"],
+        reals_index=values[f"in/{case}_real_idx"],
+        fakes_index=values[f"in/{case}_fake_idx"],
     )
 
-    assert value == pytest.approx(float(values[f"out/{name}_f64"]), rel=1e-4)
+    assert value == pytest.approx(float(values[f"out/{case}_f64"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", golden_kid_names())
-def test_subsets_repeat_the_golden_draws_from_their_seed(name):
-    values = goldens.arrays(G5)
-    expected = values[f"in/{name}_real_idx"]
+@pytest.mark.parametrize(("name", "case"), golden_kid_cases())
+def test_subsets_repeat_the_golden_draws_from_their_seed(name, case):
+    values = goldens.arrays(name)
+    expected = values[f"in/{case}_real_idx"]
 
     reals_index, fakes_index = subsets(
         len(values["in/real"]),
         len(values["in/fake"]),
         count=len(expected),
         size=expected.shape[1],
-        seed=int(name.removeprefix("kid_seed")),
+        seed=int(case.removeprefix("kid_seed")),
     )
 
     np.testing.assert_array_equal(reals_index, expected)
-    np.testing.assert_array_equal(fakes_index, values[f"in/{name}_fake_idx"])
-
-
-def test_the_golden_sets_hold_cases_of_fid_and_of_kid():
-    assert len(golden_fid_cases()) >= 2
-    assert len(golden_kid_names()) >= 2
+    np.testing.assert_array_equal(fakes_index, values[f"in/{case}_fake_idx"])
 
 
 def test_moments_gathered_in_batches_equal_those_of_the_whole(rng):
