@@ -80,8 +80,9 @@ def answers(images: Tensor, url: str, device: str) -> Tensor:
             f"the classifier {url} looks at {channels} x {side} x {side} px, but the generator "
             f"gives {images.shape[1]} x {images.shape[2]} x {images.shape[3]}; leave ls out"
         )
-    logits: Tensor = network(images)
-    return logits[:, 0]
+    # One minibatch-stddev group at a time, as officially.
+    size = network.config.group if network.config.group > 1 else len(images)
+    return torch.cat([network(part)[:, 0] for part in images.split(size)])
 
 
 @functools.lru_cache(maxsize=64)

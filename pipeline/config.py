@@ -22,8 +22,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from data_prep.manifest import Manifest
 from pipeline import options
 from pipeline.checkpoint import CheckpointConfig
+from pipeline.evaluation_config import EvaluationConfig
 from pipeline.loader import LoaderConfig
-from pipeline.measure import EvaluationConfig
 from pipeline.names import check_alias, check_name
 from pipeline.options import ConfigError
 from pipeline.tracking import TrackingConfig, flatten

@@ -16,11 +16,12 @@ from pipeline.checkpoint import Checkpoints
 from pipeline.config import TrainConfig
 from pipeline.features import Outputs
 from pipeline.marker import CommittedCheckpoint
-from pipeline.measure import FanOut, evaluate
+from pipeline.measure import evaluate
 from pipeline.measurements import Measurements
 from pipeline.metric import MetricResult
 from pipeline.progress import Display
 from pipeline.record import read_record, update_record
+from pipeline.sampler import FanOut
 from pipeline.tracking import Tracker
 from pipeline.values import on_curves
 

@@ -4,65 +4,29 @@
 
 A value is the same on any number of workers: features are those of fixed batches, and they are
 summed up in float64 in the order of the images. Metrics that look at the same images share one
-sampling of them. With a cache the rows of finished tasks are kept until the evaluation is done, so
-one that was stopped goes on where it was. Values whose fingerprints differ are not compared.
+sampling of them. Values whose fingerprints differ are not compared.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from data_prep.manifest import Manifest
-from pipeline import classifiers, estimators, features, probes, weights
+from pipeline import estimators, features, weights
 from pipeline.estimators import Rows
-from pipeline.evaluation_config import EvaluationConfig as EvaluationConfig
-from pipeline.feature_cache import FeatureCache
-from pipeline.features import Extractor, FakesTask, Features, Outputs, RealsTask
+from pipeline.evaluation_config import EvaluationConfig
 from pipeline.loader import LoaderConfig
-from pipeline.metric import (
-    CLASSIFIERS,
-    INCEPTION,
-    LOGITS,
-    PATCHES,
-    Metric,
-    MetricResult,
-)
-from pipeline.probes import PathsTask
+from pipeline.metric import LOGITS, Metric, MetricResult
 from pipeline.revision import code_revision
-from stylegan.metrics.swd import num_levels
+from pipeline.sampler import FanOut, Sampler
 
 logger = logging.getLogger(__name__)
 
-Task = TypeVar("Task")
-
-CHANNELS = (1, 3)
-"""Of images the feature networks see; 1 is repeated."""
 _LEFT_OUT = (
     weights.MissingWeightsError,
     weights.WeightsDigestError,
     features.NotFiniteError,
     features.UnfitError,
 )
-_RESIZE: Mapping[str, str] = {
-    INCEPTION: "tf1-bilinear",
-    "vgg16": "tf1-bilinear",
-    "lpips-vgg16": "box, cropped size // 256",
-    "lpips-alexnet": "box, cropped size // 256",
-    CLASSIFIERS: "box",
-    PATCHES: "none",
-}
-
-
-class FanOut(Protocol):
-    """Calls a function with each task, anywhere; results are in the order of the tasks."""
-
-    def __call__(
-        self, function: Callable[[Task], Outputs], tasks: Sequence[Task], /
-    ) -> Iterable[Outputs]: ...
 
 
 def evaluate(
@@ -95,45 +59,15 @@ def evaluate(
     """
     if not config.metrics:
         return []
-    job = _Job(url, data_url, config, loader or LoaderConfig(), cache_url)
-    return job.run(map)
+    loader = loader or LoaderConfig()
+    return _Job(Sampler(url, data_url, config, loader=loader, cache_url=cache_url)).run(map)
 
 
 class _Job:
-    """One evaluation: which tasks it has, and what is made of their results."""
+    """One evaluation: which metrics it has, and what is made of their rows."""
 
-    def __init__(
-        self,
-        url: str,
-        data_url: str,
-        config: EvaluationConfig,
-        loader: LoaderConfig,
-        cache_url: str,
-    ):
-        self.url, self.data_url, self.config, self.loader = url, data_url, config, loader
-        self.cache = FeatureCache(cache_url) if cache_url else None
-        self.subject = features.open_subject(url)
-        self.manifest = Manifest.load(data_url)
-        self.network = self.subject.bundle.generator().config
-        self.sha256: dict[str, str] = {}
-        self._parts: list[Mapping[str, Any]] = []
-        self._check()
-
-    def _check(self) -> None:
-        features.choose_device(self.config.device)
-        self.manifest.level(self.network.resolution)
-        ours, theirs = self.network.channels, self.manifest.channels
-        if ours != theirs or ours not in CHANNELS:
-            raise ValueError(
-                f"the generator has {ours} channels and {self.data_url} has {theirs}; metrics "
-                f"need images of 1 or 3, the same for both"
-            )
-        labels = 0 if self.manifest.labels is None else self.manifest.labels.size
-        if self.network.label_size not in (0, labels):
-            raise ValueError(
-                f"the generator takes labels of {self.network.label_size} numbers, but those of "
-                f"{self.data_url} have {labels}; evaluate it with the data it was trained on"
-            )
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.config = sampler, sampler.config
 
     def run(self, fan_out: FanOut) -> list[MetricResult]:
         """All values; see `evaluate`."""
@@ -144,242 +78,26 @@ class _Job:
             groups.setdefault(_sampling(metric), []).append(metric)
         for group in groups.values():
             try:
-                rows = self._rows(group, fan_out)
+                rows = self.sampler.rows(group, fan_out)
             except _LEFT_OUT as err:
                 for metric in group:
                     _leave_out(metric.names[0], err)
                 continue
             for metric in group:
                 found[metric] = self._results(metric, rows[metric])
-        if self.cache:
-            for key in self._parts:
-                self.cache.delete(key)
+        self.sampler.forget()
         return [result for metric in ready for result in found.get(metric, ())]
 
     def _has_networks(self, metric: Metric) -> bool:
         """Whether all weights of a metric are there; if not, a line in the log says what lacks."""
         try:
             for name in metric.needs:
-                if name not in self.sha256:
-                    self.sha256[name] = self._find(name)
+                if name not in self.sampler.sha256:
+                    self.sampler.sha256[name] = self.sampler.find_weights(name)
         except _LEFT_OUT as err:
             _leave_out(metric.names[0], err)
             return False
         return True
-
-    def _find(self, name: str) -> str:
-        """SHA-256 of a network's weights."""
-        if name == CLASSIFIERS:
-            return classifiers.find(self.config.weights).sha256
-        folders = [*filter(None, [self.config.weights]), *weights.search_folders()]
-        return weights.find(weights.named(name), folders=folders, cache=weights.CACHE).sha256
-
-    # Rows: what metrics are computed of.
-
-    def _rows(self, group: Sequence[Metric], fan_out: FanOut) -> Mapping[Metric, Rows]:
-        """What the metrics of one sampling are computed of."""
-        count = max(metric.count for metric in group)
-        if group[0].sampled != "images":
-            outputs = self._probe(group[0], count, fan_out)
-            return {m: Rows(fakes=_first(outputs, m), **self._facts(m)) for m in group}
-        networks = list(dict.fromkeys(metric.network for metric in group))
-        reals: dict[tuple[int, str], Tensor] = {}
-        for number in dict.fromkeys(self._num_reals(m) for m in group if m.compares):
-            wanted = list(
-                dict.fromkeys(
-                    m.network for m in group if m.compares and self._num_reals(m) == number
-                )
-            )
-            found = self._reals(wanted, number, fan_out)
-            reals |= {(number, network): rows for network, rows in zip(wanted, found, strict=True)}
-        rows = self._fakes(group[0].mixed, networks, count, fan_out)
-        fakes = dict(zip(networks, rows, strict=True))
-        return {
-            m: Rows(
-                fakes=_first([fakes[m.network]], m),
-                reals=reals.get((self._num_reals(m), m.network)),
-                **self._facts(m),
-            )
-            for m in group
-        }
-
-    def _num_reals(self, metric: Metric) -> int:
-        return min(self.config.num_reals or metric.count, self.manifest.samples)
-
-    def _facts(self, metric: Metric) -> dict[str, Any]:
-        """What else a metric is computed of."""
-        if metric.kind == "is":
-            extractor = self._extractor(LOGITS)
-            return {"logits": features.tensors(extractor)["logits"]}
-        if metric.kind == "ls":
-            return {"attributes": classifiers.find(self.config.weights).attributes}
-        if metric.kind == "swd":
-            side = self.network.resolution
-            return {"levels": [side >> level for level in range(num_levels(side))]}
-        return {}
-
-    def _reals(self, networks: Sequence[str], count: int, fan_out: FanOut) -> list[Tensor]:
-        """Features of the real images by each network, kept from earlier or computed."""
-        config, cache = self.config, self.cache
-        keys = {network: self._reals_key(network, count) for network in networks}
-        kept = {}
-        for network in networks:
-            array = cache.get(keys[network]) if cache and network != PATCHES else None
-            if array is not None and len(array) == count:
-                kept[network] = array
-        missing = [network for network in networks if network not in kept]
-        if missing:
-            arrays = self._gather(
-                features.real_features,
-                lambda piece: RealsTask(
-                    **self._common(piece, missing),
-                    count=count,
-                    mirror_seed=config.seed if config.mirror else None,
-                ),
-                count,
-                [keys[network] for network in missing],
-                fan_out,
-            )
-            kept |= dict(zip(missing, arrays, strict=True))
-            for network in missing:
-                if cache and network != PATCHES:
-                    cache.put(keys[network], kept[network])
-        return [torch.from_numpy(kept[network]) for network in networks]
-
-    def _fakes(
-        self, mixed: int, networks: Sequence[str], count: int, fan_out: FanOut
-    ) -> list[Tensor]:
-        """Features of the generated images by each network."""
-        key = {"fakes of": self.subject.digest, "mixed": mixed, **self._sampled()}
-        arrays = self._gather(
-            features.fake_features,
-            lambda piece: FakesTask(**self._fake_options(piece, networks), mixed=mixed),
-            count,
-            [{**key, **self._network_key(network)} for network in networks],
-            fan_out,
-        )
-        return [torch.from_numpy(array) for array in arrays]
-
-    def _probe(self, metric: Metric, count: int, fan_out: FanOut) -> list[Tensor]:
-        """What is asked of the generator beside images."""
-        key = {"probe": metric.sampled, "of": self.subject.digest, **self._sampled()}
-        key |= self._network_key(metric.network)
-        networks, outputs = [metric.network], 1
-        function: Callable[[Any], Outputs]
-        make: Callable[[Sequence[range]], FakesTask]
-        if metric.sampled == "paths":
-            key |= {"space": metric.space, "full": metric.sampling, "crop": self.config.crop}
-            function = probes.path_steps
-
-            def make(piece: Sequence[range]) -> FakesTask:
-                return PathsTask(
-                    **self._fake_options(piece, networks),
-                    space=metric.space,
-                    full=metric.sampling == "full",
-                    crop=self.config.crop,
-                )
-        else:
-
-            def make(piece: Sequence[range]) -> FakesTask:
-                return FakesTask(**self._fake_options(piece, networks))
-
-            function = (
-                probes.attributes if metric.sampled == "latents" else probes.pair_similarities
-            )
-            outputs = 3 if metric.sampled == "latents" else 1
-        keys = [{**key, "output": number} for number in range(outputs)]
-        return [torch.from_numpy(a) for a in self._gather(function, make, count, keys, fan_out)]
-
-    def _gather(
-        self,
-        function: Callable[[Any], Outputs],
-        make: Callable[[Sequence[range]], Any],
-        count: int,
-        keys: Sequence[Mapping[str, Any]],
-        fan_out: FanOut,
-    ) -> list[Features]:
-        """Outputs of a function of all images; with a cache each task's are kept as they come.
-
-        Args:
-            function: Of one task.
-            make: The task of some batches.
-            count: Images.
-            keys: Of each output, what it is.
-            fan_out: Computes tasks.
-        """
-        pieces = features.parts(features.plan_batches(count, self.config.batch))
-        part_keys = [[self._part_key(key, piece) for key in keys] for piece in pieces]
-        done = [self._kept(own, piece) for own, piece in zip(part_keys, pieces, strict=True)]
-        missing = [number for number, rows in enumerate(done) if rows is None]
-        tasks = [make(pieces[number]) for number in missing]
-        results = fan_out(function, tasks) if tasks else ()
-        for number, rows in zip(missing, results, strict=True):
-            done[number] = rows
-            if self.cache and len(pieces) > 1:
-                for key, array in zip(part_keys[number], rows, strict=True):
-                    self.cache.put(key, array)
-                    self._parts.append(key)
-        return [np.concatenate(arrays) for arrays in zip(*_all(done), strict=True)]
-
-    def _kept(self, keys: Sequence[Mapping[str, Any]], piece: Sequence[range]) -> Outputs | None:
-        """Rows of a task that an evaluation which was stopped has left."""
-        if not self.cache:
-            return None
-        rows = []
-        for key in keys:
-            array = self.cache.get(key)
-            if array is None or len(array) != sum(map(len, piece)):
-                return None
-            rows.append(array)
-        self._parts += keys
-        return tuple(rows)
-
-    def _part_key(self, key: Mapping[str, Any], piece: Sequence[range]) -> dict[str, Any]:
-        """What rows of a task depend on; with what decides their last bits."""
-        config = self.config
-        return {
-            **key,
-            "images": [piece[0].start, piece[-1].stop],
-            "batch": config.batch,
-            "threads": config.threads,
-            "device": features.choose_device(config.device).type,
-        }
-
-    def _common(self, piece: Sequence[range], networks: Sequence[str]) -> dict[str, Any]:
-        """What tasks of all kinds hold."""
-        return {
-            "batches": tuple(piece),
-            "batch": self.config.batch,
-            "extractors": tuple(self._extractor(network) for network in networks),
-            "data_url": self.data_url,
-            "data_digest": self.manifest.digest,
-            "resolution": self.network.resolution,
-            "loader": self.loader,
-        }
-
-    def _fake_options(self, piece: Sequence[range], networks: Sequence[str]) -> dict[str, Any]:
-        config = self.config
-        return {
-            **self._common(piece, networks),
-            "url": self.url,
-            "digest": self.subject.digest,
-            "seed": config.seed,
-            "psi": config.psi,
-            "cutoff": config.cutoff,
-        }
-
-    def _extractor(self, network: str) -> Extractor:
-        config = self.config
-        return Extractor(
-            network=network,
-            sha256=self.sha256.get(network, ""),
-            precision=config.precision,
-            weights=config.weights,
-            device=config.device,
-            threads=config.threads,
-        )
-
-    # Values.
 
     def _results(self, metric: Metric, rows: Rows) -> list[MetricResult]:
         """Values of one metric; none, and a line in the log, if it has none."""
@@ -389,13 +107,13 @@ class _Job:
         except ValueError as err:
             _leave_out(metric.names[0], err)
             return []
-        lineage = self.subject.bundle.lineage
+        lineage = self.sampler.subject.bundle.lineage
         subject = {
-            "url": self.url,
-            "digest": self.subject.digest,
+            "url": self.sampler.url,
+            "digest": self.sampler.subject.digest,
             "nimg": lineage.get("nimg"),
             "attempt": lineage.get("attempt", 0),
-            "lod": self.subject.bundle.lod,
+            "lod": self.sampler.subject.bundle.lod,
             "code_revision": code_revision(),
         }
         width = rows.fakes[0].shape[1]
@@ -411,64 +129,28 @@ class _Job:
         ]
 
     def _notes(self, metric: Metric, width: int) -> Iterator[str]:
-        if metric.kind == "fid" and min(self._num_reals(metric), metric.count) <= width:
+        if metric.kind == "fid" and min(self.sampler.num_reals(metric), metric.count) <= width:
             yield f"biased upwards, because covariances of {width} features need more images"
-        digest = self.subject.bundle.lineage.get("data_digest")
-        if metric.compares and digest not in ("", None, self.manifest.digest):
+        digest = self.sampler.subject.bundle.lineage.get("data_digest")
+        if metric.compares and digest not in ("", None, self.sampler.manifest.digest):
             yield "measured with other data than the generator was trained on"
-
-    def _reals_key(self, network: str, count: int) -> dict[str, Any]:
-        """What the features of the reals depend on."""
-        config, manifest = self.config, self.manifest
-        return {
-            "data_digest": manifest.digest,
-            "level": self.network.resolution,
-            "mirror": f"keyed half, seed {config.seed}" if config.mirror else "none",
-            "reals": count,
-            "reals_choice": "all" if count == manifest.samples else "evenly spaced",
-            **self._network_key(network),
-        }
-
-    def _network_key(self, network: str) -> dict[str, Any]:
-        """What features depend on beside the images."""
-        if not network:
-            return {}
-        bare = network in (INCEPTION, "vgg16")
-        return {
-            "network": network,
-            "network_sha256": self.sha256.get(network, ""),
-            "resize": _RESIZE[network],
-            "precision": self.config.precision if bare else "float32",
-        }
-
-    def _sampled(self, *, truncated: bool = True) -> dict[str, Any]:
-        """What the generated images depend on beside the generator."""
-        config = self.config
-        psi = float(config.psi) if truncated else 1.0
-        labels = "of drawn reals" if self.network.label_size else "none"
-        return {
-            "seed": config.seed,
-            "psi": psi,
-            "cutoff": None if psi == 1 else config.cutoff,
-            "noise": "keyed",
-            "labels": labels,
-            "growing": "nearest to full resolution",
-            **({"data_digest": self.manifest.digest} if self.network.label_size else {}),
-        }
 
     def _fingerprint(self, metric: Metric, name: str, rows: Rows) -> dict[str, Any]:
         said = {
             "metric": metric.kind,
             **estimators.how(
-                metric, name, reals=self._num_reals(metric), attributes=rows.attributes
+                metric, name, reals=self.sampler.num_reals(metric), attributes=rows.attributes
             ),
             **(
-                self._reals_key(metric.network, self._num_reals(metric))
+                self.sampler.reals_key(metric.network, self.sampler.num_reals(metric))
                 if metric.compares
-                else {"level": self.network.resolution, **self._network_key(metric.network)}
+                else {
+                    "level": self.sampler.network.resolution,
+                    **self.sampler.network_key(metric.network),
+                }
             ),
             "fakes": metric.count,
-            **self._sampled(truncated=metric.sampled not in ("paths", "latents")),
+            **self.sampler.sampled(truncated=metric.sampled not in ("paths", "latents")),
         }
         if len(metric.names) > 1 or name not in metric.names:
             said["value"] = name
@@ -477,7 +159,7 @@ class _Job:
         if metric.kind == "ppl":
             said["crop"] = self.config.crop
         if metric.kind == "is":
-            said["logits_sha256"] = self.sha256[LOGITS]
+            said["logits_sha256"] = self.sampler.sha256[LOGITS]
         if metric.sampled not in ("paths", "latents"):
             said["rounding"] = "trunc(127.5 x + 128)"
         return said
@@ -488,16 +170,6 @@ def _sampling(metric: Metric) -> tuple[Any, ...]:
     if metric.sampled == "images":
         return "images", metric.mixed
     return metric.sampled, metric.space, metric.sampling, metric.network
-
-
-def _first(outputs: Sequence[Tensor], metric: Metric) -> list[Tensor]:
-    return [rows[: metric.count] for rows in outputs]
-
-
-def _all(done: Sequence[Outputs | None]) -> Iterator[Outputs]:
-    for rows in done:
-        assert rows is not None
-        yield rows
 
 
 def _leave_out(name: str, err: Exception) -> None:
