@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,7 +48,7 @@ class Progress(Protocol):
 class JobConfig:
     """What to shard, where to, and how."""
 
-    source: str | Path | tuple[str | Path, ...]
+    source: str | Path | Sequence[str | Path]
     """Path or URL of a folder, an archive or another form (see `data_prep.sources`), or several."""
     dest: str
     """URL of the data set's folder."""
@@ -89,7 +89,7 @@ class JobConfig:
     @property
     def sources(self) -> tuple[str, ...]:
         """Paths and URLs of all sources."""
-        each = self.source if isinstance(self.source, tuple) else (self.source,)
+        each = [self.source] if isinstance(self.source, str | Path) else self.source
         return tuple(map(str, each))
 
     @property

@@ -197,7 +197,10 @@ def exists(url: str, *, retry: Retry = RETRY) -> bool:
 
 def size_bytes(url: str, *, retry: Retry = RETRY) -> int:
     """Length of the object at `url`."""
-    return int(_retried("look up", url, lambda fs, path: fs.info(path), retry)["size"])
+    size = _retried("look up", url, lambda fs, path: fs.info(path), retry)["size"]
+    if size is None:
+        raise StorageError(f"cannot read {url} in parts: the server does not say its length")
+    return int(size)
 
 
 def sha256(url: str, *, retry: Retry = RETRY) -> str:

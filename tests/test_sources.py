@@ -5,12 +5,14 @@ import os
 import pickle
 import tarfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from data_prep import storage
 from data_prep.images import BadImageError
-from data_prep.sources import SourceError, list_source, printable
+from data_prep.sources import Entry, Source, SourceError, list_source, printable
 
 FILES = {
     "b/2.png": b"two",
@@ -121,11 +123,16 @@ def test_members_that_leave_the_archive_or_are_links_are_refused(kind, tmp_path)
     assert not (tmp_path.parent / "up.png").exists()
 
 
-def test_two_members_of_one_name_are_not_confused(tmp_path):
-    path = tmp_path / "twice.tar"
-    with tarfile.open(path, "w") as archive:
-        for content in (b"first", b"second"):
-            member = tarfile.TarInfo("x.png")
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_members_of_one_name_are_not_confused(kind, tmp_path):
+    path = tmp_path / f"twice.{kind}"
+    with tarfile.open(path, "w") if kind == "tar" else zipfile.ZipFile(path, "w") as archive:
+        for name, content in (("x.png", b"first"), ("./x.png", b"second")):
+            if kind == "zip":
+                archive.writestr(name, content)
+                continue
+            member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
 
@@ -224,6 +231,26 @@ def test_the_time_of_a_member_of_a_tar_goes_with_it(mtime, tmp_path):
     (entry,) = list_source(path, tmp_path).entries
 
     assert str(entry.stamp) == str(float(mtime))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failing(Source):
+    cause: type[Exception]
+
+    def _read(self, entry):
+        try:
+            raise self.cause("why")
+        except self.cause as err:
+            raise storage.StorageError(f"cannot read {entry.name}: why") from err
+
+
+def test_a_store_that_fails_ends_the_job_and_condemns_no_image():
+    """But for an object that is not there, or is not for us to read."""
+    for cause in (FileNotFoundError, PermissionError):
+        with pytest.raises(BadImageError, match=r"cannot be read: cannot read x.png: why"):
+            _Failing(url="s3://b", cause=cause).read(Entry("x.png", 1))
+    with pytest.raises(storage.StorageError, match=r"cannot read x.png: why"):
+        _Failing(url="s3://b", cause=TimeoutError).read(Entry("x.png", 1))
 
 
 def test_any_name_can_be_printed():
