@@ -2,6 +2,9 @@
 
 Whole shards are fetched where that pays (small levels, once per node); elsewhere neighbours in a
 shard are read with one request and kept one by one in the node's cache.
+
+The tars are plain WebDataset. `wids` opens them, too, given URL and number of samples of each; its
+own index has no place for the offsets, digests and labels that are needed here.
 """
 
 import logging

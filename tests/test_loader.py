@@ -150,6 +150,8 @@ def test_small_levels_stay_decoded_and_are_right_again(original_set, level_image
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="threads is 0; choose at least 1"):
         LoaderConfig(threads=0)
+    with pytest.raises(ValueError, match="stall_s is 0; choose seconds above 0"):
+        LoaderConfig(stall_s=0)
 
 
 def test_a_level_that_is_not_there_is_refused(original_set, make_loader):
