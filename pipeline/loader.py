@@ -238,7 +238,7 @@ class _OpenLevel:
 
     def __init__(self, level: Level, manifest: Manifest, config: LoaderConfig):
         self.level = level
-        self.shape = (manifest.channels, level.resolution, level.resolution)
+        self.shape = (manifest.channels, *level.size[::-1])
         self.decoded: NDArray[np.uint8] | None = None
         decoded_bytes = manifest.samples * int(np.prod(self.shape))
         if level.resolution <= config.held_resolution and decoded_bytes <= config.decoded_bytes:
