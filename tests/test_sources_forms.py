@@ -35,8 +35,12 @@ from tests.small_sets import (
     tree,
 )
 
-TFRECORDS = goldens.GOLDEN_DIR / "F2_tfrecords"
-(LEVELS,) = goldens.sets("F2_tfrecord_levels*")
+TFRECORDS = Path(__file__).parent / "golden" / "F2_tfrecords"
+GOLDEN_TFRECORDS = [
+    (name, folder)
+    for name in goldens.sets("F2_*")
+    for folder in goldens.GOLDEN_DIR.glob("F2_tfrecords*")
+]
 
 
 def _images(listing: Listing) -> np.ndarray:
@@ -53,37 +57,41 @@ def _contents(listing: Listing) -> dict[str, bytes]:
 # TFRecords.
 
 
-def _golden_levels() -> dict[int, Path]:
-    files = sorted(TFRECORDS.glob("*.tfrecords"))
+def _levels(folder: Path) -> dict[int, Path]:
+    files = sorted(folder.glob("*.tfrecords"))
     return {2 ** int(re.search(r"-r(\d\d)\.", file.name)[1]): file for file in files}
 
 
-def test_golden_tfrecords_hold_the_levels_that_were_written(tmp_path):
-    written = goldens.arrays(LEVELS)
-    assert _golden_levels()
+@pytest.mark.parametrize(("name", "folder"), GOLDEN_TFRECORDS)
+def test_golden_tfrecords_hold_the_levels_that_were_written(name, folder, tmp_path):
+    written = goldens.arrays(name)
+    assert _levels(folder)
 
-    for resolution, file in _golden_levels().items():
+    for resolution, file in _levels(folder).items():
         images = _images(list_source(file, tmp_path))
 
         assert images.shape[2:] == (resolution, resolution)
         np.testing.assert_array_equal(images, written[f"out/res{resolution}"])
 
 
-def test_golden_tfrecords_become_a_data_set_with_the_official_levels_and_labels(tmp_path):
+@pytest.mark.parametrize(("name", "folder"), GOLDEN_TFRECORDS)
+def test_golden_tfrecords_become_a_data_set_with_the_official_levels_and_labels(
+    name, folder, tmp_path
+):
     """Only the full level is read. Ours below it differ by a rounding at most where the files leave
     out the level that theirs were made of.
     """
-    resolution = max(_golden_levels())
+    resolution = max(_levels(folder))
 
-    manifest = shard(TFRECORDS, tmp_path / "data", resolution=resolution, labels="source").manifest
+    manifest = shard(folder, tmp_path / "data", resolution=resolution, labels="source").manifest
 
-    assert [level.resolution for level in manifest.levels] == sorted(_golden_levels())
-    made_of = goldens.arrays(LEVELS)["in/u8"].shape[-1]
-    for level, file in _golden_levels().items():
+    assert [level.resolution for level in manifest.levels] == sorted(_levels(folder))
+    made_of = goldens.arrays(name)["in/u8"].shape[-1]
+    for level, file in _levels(folder).items():
         images = expected_images(str(tmp_path / "data"), level).astype(int)
         difference = np.abs(images - _images(list_source(file, tmp_path))).max()
         assert difference <= (level < resolution < made_of)
-    (labels_file,) = TFRECORDS.glob("*.labels")
+    (labels_file,) = folder.glob("*.labels")
     labels = np.load(labels_file)
     index = ShardIndex.load(str(tmp_path / "data"), resolution, 0, manifest)
     found = np.array(
@@ -94,7 +102,7 @@ def test_golden_tfrecords_become_a_data_set_with_the_official_levels_and_labels(
 
 
 def test_a_flipped_bit_in_golden_tfrecords_is_a_bad_image_or_a_named_rest(tmp_path):
-    whole = min(_golden_levels().items())[1]
+    whole = min(_levels(TFRECORDS).items())[1]
     content = whole.read_bytes()
     copy = tmp_path / whole.name
     entries = list_source(whole, tmp_path).entries
