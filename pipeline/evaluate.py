@@ -41,12 +41,12 @@ from data_prep.storage import StorageError
 from pipeline import registry, values
 from pipeline.checkpoint import Checkpoints
 from pipeline.evaluation_config import EvaluationConfig
-from pipeline.features import Device, Outputs, Precision
 from pipeline.measure import evaluate
 from pipeline.metric import NETWORKS, MetricResult
 from pipeline.mlflow_client import TrackingError
 from pipeline.registry import RegistryError, add_uri, tracking_uri
 from pipeline.sampler import FanOut, Task
+from pipeline.tasks import Device, Outputs, Precision
 
 __all__ = ["EvaluationConfig", "MetricResult", "evaluate", "main"]
 

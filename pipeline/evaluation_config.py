@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from pipeline.features import Device, Precision
 from pipeline.metric import Metric, parse
+from pipeline.tasks import Device, Precision
 from stylegan.draws import MAX_SEED
 
 _LEAST_IMAGES = 2

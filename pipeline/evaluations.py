@@ -14,7 +14,6 @@ from data_prep import storage
 from pipeline import cluster
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import TrainConfig
-from pipeline.features import Outputs
 from pipeline.marker import CommittedCheckpoint
 from pipeline.measure import evaluate
 from pipeline.measurements import Measurements
@@ -22,6 +21,7 @@ from pipeline.metric import MetricResult
 from pipeline.progress import Display
 from pipeline.record import read_record, update_record
 from pipeline.sampler import FanOut
+from pipeline.tasks import Outputs
 from pipeline.tracking import Tracker
 from pipeline.values import on_curves
 

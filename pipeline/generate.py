@@ -27,8 +27,8 @@ from data_prep import storage
 from pipeline import bundle as bundles
 from pipeline import grids, registry
 from pipeline.checkpoint import Checkpoints
-from pipeline.features import Device, choose_device
 from pipeline.marker import MARKER
+from pipeline.tasks import Device, choose_device
 from stylegan import sample
 from stylegan.networks.interface import Generator
 

@@ -11,21 +11,22 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline import estimators, features, weights
+from pipeline import estimators, weights
 from pipeline.estimators import Rows
 from pipeline.evaluation_config import EvaluationConfig
 from pipeline.loader import LoaderConfig
 from pipeline.metric import LOGITS, Metric, MetricResult
 from pipeline.revision import code_revision
 from pipeline.sampler import FanOut, Sampler
+from pipeline.tasks import NotFiniteError, UnfitError, reproducible
 
 logger = logging.getLogger(__name__)
 
 _LEFT_OUT = (
     weights.MissingWeightsError,
     weights.WeightsDigestError,
-    features.NotFiniteError,
-    features.UnfitError,
+    NotFiniteError,
+    UnfitError,
 )
 
 
@@ -102,7 +103,7 @@ class _Job:
     def _results(self, metric: Metric, rows: Rows) -> list[MetricResult]:
         """Values of one metric; none, and a line in the log, if it has none."""
         try:
-            with features.reproducible(self.config.threads):
+            with reproducible(self.config.threads):
                 values = estimators.compute(metric, rows)
         except ValueError as err:
             _leave_out(metric.names[0], err)

@@ -1,6 +1,6 @@
 """What an evaluation asks of a generator beside sets of images: paths, pairs, attributes.
 
-Tasks are those of `pipeline.features`: indices count pairs instead of images where there are pairs,
+Tasks are those of `pipeline.tasks`: indices count pairs instead of images where there are pairs,
 of which the latents 2 i and 2 i + 1 belong to pair i.
 
 Legend: n pairs or images, c h w.
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from pipeline import classifiers
-from pipeline.features import (
+from pipeline.fakes import FakeSource
+from pipeline.features import tensors
+from pipeline.tasks import (
     Extractor,
-    FakeSource,
     FakesTask,
     Features,
     NotFiniteError,
@@ -25,7 +26,6 @@ from pipeline.features import (
     UnfitError,
     choose_device,
     reproducible,
-    tensors,
 )
 from stylegan.draws import Purpose
 from stylegan.metrics.lpips import LPIPS, Net

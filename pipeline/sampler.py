@@ -19,10 +19,20 @@ from pipeline import classifiers, features, probes, weights
 from pipeline.estimators import Rows
 from pipeline.evaluation_config import EvaluationConfig
 from pipeline.feature_cache import FeatureCache
-from pipeline.features import Extractor, FakesTask, Features, Outputs, RealsTask
 from pipeline.loader import LoaderConfig
 from pipeline.metric import CLASSIFIERS, INCEPTION, LOGITS, PATCHES, Metric
 from pipeline.probes import PathsTask
+from pipeline.tasks import (
+    Extractor,
+    FakesTask,
+    Features,
+    Outputs,
+    RealsTask,
+    choose_device,
+    open_subject,
+    parts,
+    plan_batches,
+)
 from stylegan.metrics.swd import num_levels
 
 Task = TypeVar("Task")
@@ -61,7 +71,7 @@ class Sampler:
     ):
         self.url, self.data_url, self.config, self.loader = url, data_url, config, loader
         self.cache = FeatureCache(cache_url) if cache_url else None
-        self.subject = features.open_subject(url)
+        self.subject = open_subject(url)
         self.manifest = Manifest.load(data_url)
         self.network = self.subject.bundle.generator().config
         self.sha256: dict[str, str] = {}
@@ -69,7 +79,7 @@ class Sampler:
         self._check()
 
     def _check(self) -> None:
-        features.choose_device(self.config.device)
+        choose_device(self.config.device)
         self.manifest.level(self.network.resolution)
         ours, theirs = self.network.channels, self.manifest.channels
         if ours != theirs or ours not in CHANNELS:
@@ -223,7 +233,7 @@ class Sampler:
             keys: Of each output, what it is.
             fan_out: Computes tasks.
         """
-        pieces = features.parts(features.plan_batches(count, self.config.batch))
+        pieces = parts(plan_batches(count, self.config.batch))
         part_keys = [[self._part_key(key, piece) for key in keys] for piece in pieces]
         done = [self._kept(own, piece) for own, piece in zip(part_keys, pieces, strict=True)]
         missing = [number for number, rows in enumerate(done) if rows is None]
@@ -258,7 +268,7 @@ class Sampler:
             "images": [piece[0].start, piece[-1].stop],
             "batch": config.batch,
             "threads": config.threads,
-            "device": features.choose_device(config.device).type,
+            "device": choose_device(config.device).type,
         }
 
     def _common(self, piece: Sequence[range], networks: Sequence[str]) -> dict[str, Any]:

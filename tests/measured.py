@@ -8,10 +8,10 @@ from PIL import Image
 from data_prep.images import ImageConfig
 from data_prep.job import JobConfig, run_job
 from data_prep.manifest import Manifest
-from pipeline import features
+from pipeline import tasks
 from pipeline.checkpoint import Checkpoints
 from pipeline.evaluate import EvaluationConfig, evaluate
-from pipeline.features import Extractor, FakesTask, RealsTask
+from pipeline.tasks import Extractor, FakesTask, RealsTask
 from stylegan import sample
 from stylegan.networks.stylegan import Generator, GeneratorConfig
 from tests.test_inception import image, real_tensors
@@ -93,7 +93,7 @@ def evaluate_quickly(url, data_url, config=SMALL, **options):
 
 def reals_task(data, **changes):
     options = {
-        "batches": tuple(features.plan_batches(10, 4)),
+        "batches": tuple(tasks.plan_batches(10, 4)),
         "batch": 4,
         "extractors": (EXTRACTOR,),
         "data_url": data,
@@ -108,7 +108,7 @@ def reals_task(data, **changes):
 def fakes_task(url, data, **changes):
     options = vars(reals_task(data)) | {
         "url": url,
-        "digest": features.open_subject(url).digest,
+        "digest": tasks.open_subject(url).digest,
         "seed": 0,
         "psi": 1.0,
         "cutoff": None,

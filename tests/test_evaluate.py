@@ -20,8 +20,8 @@ from pipeline import estimators, features, metric, weights
 from pipeline.checkpoint import Checkpoints
 from pipeline.estimators import Rows
 from pipeline.evaluate import EvaluationConfig, evaluate
-from pipeline.features import RealsTask
 from pipeline.metric import comparable
+from pipeline.tasks import RealsTask
 from stylegan.metrics.features import FeatureMoments
 from stylegan.metrics.fid import fid
 from stylegan.metrics.kid import kid, kid_of_subsets, subsets

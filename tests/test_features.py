@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.manifest import DigestError
-from pipeline import features
+from pipeline import tasks
+from pipeline.fakes import FakeSource
 from pipeline.features import fake_images, real_images
 from stylegan import sample
 from stylegan.draws import Draws, Purpose
@@ -39,14 +40,14 @@ def checkpoint(tmp_path_factory):
 
 @given(count=st.integers(1, 2000), batch=st.integers(1, 40), most=st.integers(1, 12))
 def test_every_image_is_in_one_batch_and_every_batch_in_one_task(count, batch, most):
-    batches = features.plan_batches(count, batch)
-    tasks = features.parts(batches, most)
+    batches = tasks.plan_batches(count, batch)
+    shared = tasks.parts(batches, most)
 
     assert [index for one in batches for index in one] == list(range(count))
     assert {len(one) for one in batches[:-1]} <= {batch}
-    assert [one for task in tasks for one in task] == batches
-    assert len(tasks) <= most
-    assert len({len(task) for task in tasks[:-1]}) <= 1
+    assert [one for task in shared for one in task] == batches
+    assert len(shared) <= most
+    assert len({len(task) for task in shared[:-1]}) <= 1
 
 
 def test_reals_are_spread_evenly_over_the_data_set_and_fill_up_the_last_batch(data):
@@ -59,14 +60,14 @@ def test_reals_are_spread_evenly_over_the_data_set_and_fill_up_the_last_batch(da
 
 
 def test_as_many_reals_as_there_are_means_all_of_them_in_order(data):
-    batches = tuple(features.plan_batches(SAMPLES, 13))
+    batches = tuple(tasks.plan_batches(SAMPLES, 13))
     task = reals_task(data, count=SAMPLES, batches=batches, batch=13)
 
     assert torch.equal(torch.cat(list(real_images(task))), source_images(data))
 
 
 def test_mirrored_reals_are_flipped_by_the_draws_of_their_sample_numbers(data):
-    batches = tuple(features.plan_batches(SAMPLES, 13))
+    batches = tuple(tasks.plan_batches(SAMPLES, 13))
     task = reals_task(data, count=SAMPLES, batches=batches, batch=13, mirror_seed=3)
 
     images, plain = torch.cat(list(real_images(task))), source_images(data)
@@ -122,7 +123,7 @@ def test_a_growing_generator_is_measured_at_full_size_by_nearest_neighbour(tmp_p
 def test_fakes_of_a_labelled_generator_take_labels_of_drawn_reals(tmp_path, data):
     Gs = generator(label_size=CLASSES)
     task = fakes_task(commit(tmp_path, Gs), data)
-    drawn = torch.cat([labels for _, labels in features.FakeSource(task).batches()])
+    drawn = torch.cat([labels for _, labels in FakeSource(task).batches()])
 
     assert drawn.shape == (12, CLASSES)
     assert drawn.sum(dim=1).eq(1).all()

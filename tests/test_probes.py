@@ -11,8 +11,9 @@ import torch
 from pipeline import classifiers, estimators, features, probes, weights
 from pipeline import evaluate as command
 from pipeline.evaluate import evaluate
-from pipeline.features import Extractor, FakeSource
+from pipeline.fakes import FakeSource
 from pipeline.metric import CLASSIFIERS, PATCHES, parse
+from pipeline.tasks import Extractor, UnfitError, plan_batches
 from stylegan.draws import Draws, Purpose
 from stylegan.metrics.inception import probabilities
 from stylegan.metrics.inception_score import inception_score
@@ -112,7 +113,7 @@ def test_metrics_of_images_share_one_sampling_and_are_those_of_its_features(
     assert [mixed for name, mixed in calls if name == "fake_features"] == [[1] * 3, [2] * 3]
     names = ["fid10", "kid8", "precision10", "recall10", "density10", "coverage10", "is10"]
     assert [result.name for result in found] == [*names, "is10_std", "fid10_mix2"]
-    tasks = [fakes_task(checkpoint, data, batches=(b,)) for b in features.plan_batches(10, 4)]
+    tasks = [fakes_task(checkpoint, data, batches=(b,)) for b in plan_batches(10, 4)]
     reals, fakes = (
         torch.from_numpy(np.concatenate([rows for (rows,) in wide(function, tasks)]))
         for function in (features.real_features, features.fake_features)
@@ -193,7 +194,7 @@ def test_more_latents_than_layers_leave_the_metric_out(tmp_path, data, caplog):
     source = FakeSource(fakes_task(commit(tmp_path, generator()), data, mixed=4))
     source.Gs = Gs
 
-    with pytest.raises(features.UnfitError, match="4 latents cannot be mixed: the network has 3"):
+    with pytest.raises(UnfitError, match="4 latents cannot be mixed: the network has 3"):
         source.styles(torch.arange(2), None)
 
 
