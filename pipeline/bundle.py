@@ -72,7 +72,8 @@ class Bundle:
     tensors: Mapping[str, Tensor]
     """Of the averaged generator, by their names in `Generator`."""
     network: Mapping[str, Any]
-    """See `stylegan.sample.describe`; besides `lod`, if it still grows."""
+    """See `stylegan.sample.describe`; besides `lod`, if it still grows, and `truncation`, if it was
+    imported from a file that says."""
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)
     """By name, e.g. fid300."""
     lineage: Mapping[str, Any]

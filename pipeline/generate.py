@@ -117,6 +117,7 @@ def write_mixing(
     columns: Sequence[int],
     layers: str,
     psi: float,
+    cutoff: int | None = None,
     label: int | None = None,
 ) -> Path:
     """Sources A on the left, B on top, between them A with the styles of B in `layers`."""
@@ -126,6 +127,7 @@ def write_mixing(
         columns,
         layers=sample.style_layers(loaded.Gs, layers),
         psi=psi,
+        cutoff=cutoff,
         label=_labels(loaded.Gs, label, 1),
         lod=loaded.lod,
     )
@@ -142,13 +144,20 @@ def write_arithmetic(
     terms: Sequence[tuple[int, Sequence[int]]],
     space: sample.Space,
     psi: float,
+    cutoff: int | None = None,
     label: int | None = None,
 ) -> Path:
     """A row for each group of seeds with the image of its mean at the end; below, the sum."""
     if not terms:
         raise ValueError("there is nothing to add up; give groups of seeds with --plus and --minus")
     rows = sample.arithmetic(
-        loaded.Gs, terms, space=space, psi=psi, label=_labels(loaded.Gs, label, 1), lod=loaded.lod
+        loaded.Gs,
+        terms,
+        space=space,
+        psi=psi,
+        cutoff=cutoff,
+        label=_labels(loaded.Gs, label, 1),
+        lod=loaded.lod,
     )
     names = [[*map(str, seeds), "+ mean" if sign > 0 else "- mean"] for sign, seeds in terms]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,13 +189,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         loaded = load(args.model, tracking_uri=args.tracking_uri, device=args.device)
         print(loaded.title)
         psi = loaded.Gs.usual_psi if args.psi is None else args.psi
+        cutoff = loaded.Gs.usual_cutoff if args.cutoff is None else args.cutoff
         if args.command == "images":
             paths = write_images(
                 loaded,
                 parse_seeds(args.seeds),
                 args.out,
                 psi=psi,
-                cutoff=args.cutoff,
+                cutoff=cutoff,
                 label=args.label,
                 noise=args.noise,
             )
@@ -198,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 terms=[(sign, parse_seeds(text)) for sign, text in args.terms],
                 space=args.space,
                 psi=psi,
+                cutoff=cutoff,
                 label=args.label,
             )
             print(f"latent arithmetic in {args.out}")
@@ -209,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 columns=parse_seeds(args.cols),
                 layers=args.layers,
                 psi=psi,
+                cutoff=cutoff,
                 label=args.label,
             )
             print(f"style mixing in {args.out}")
@@ -225,7 +237,6 @@ def _parser() -> argparse.ArgumentParser:
     images = commands.add_parser("images", help="one PNG per seed, and a grid of them")
     images.add_argument("--seeds", default="0-31", help="such as 0-31 or 1,5,20-22 (%(default)s)")
     images.add_argument("--out", type=Path, required=True, metavar="DIR")
-    images.add_argument("--cutoff", type=int, help="truncate only so many layers, coarsest first")
     images.add_argument(
         "--noise", choices=["stored", "keyed"], default="stored", help="keyed: other for each seed"
     )
@@ -254,7 +265,14 @@ def _parser() -> argparse.ArgumentParser:
     for command in (images, mixing, arithmetic):
         command.add_argument("--model", required=True, help="models:/NAME@ALIAS, DIR or URL")
         command.add_argument(
-            "--psi", type=float, help="truncation (0.7; none where the network has no styles)"
+            "--psi",
+            type=float,
+            help="truncation (0.7, or what an imported file says; 1 without styles)",
+        )
+        command.add_argument(
+            "--cutoff",
+            type=int,
+            help="truncate only so many layers, coarsest first (all, or what a file says)",
         )
         command.add_argument("--label", type=int, help="class, where the network has labels")
         command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

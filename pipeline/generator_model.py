@@ -49,14 +49,14 @@ class GeneratorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defi
             context: MLflow's, not used.
             model_input: A data frame with a column `seed`, and `label`, the class, where the
                 network has labels.
-            params: `truncation_psi`; `truncation_cutoff`, -1 for all layers; `noise`, see
-                `stylegan.sample.sample`.
+            params: `truncation_psi`; `truncation_cutoff`, -1 for all layers (both of them the
+                model's own if left out); `noise`, see `stylegan.sample.sample`.
 
         Returns:
             uint8 of shape [n, h, w, c].
         """
         params = params or {}
-        cutoff = int(params.get("truncation_cutoff", -1))
+        cutoff = params.get("truncation_cutoff", self.Gs.usual_cutoff)
         labels = None
         if "label" in model_input:
             classes = torch.tensor(model_input["label"].to_numpy(dtype=np.int64))
@@ -65,7 +65,7 @@ class GeneratorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defi
             self.Gs,
             [int(seed) for seed in model_input["seed"]],
             psi=float(params.get("truncation_psi", self.Gs.usual_psi)),
-            cutoff=None if cutoff < 0 else cutoff,
+            cutoff=None if cutoff is None or cutoff < 0 else int(cutoff),
             labels=labels,
             noise=params.get("noise", "stored"),
             lod=self.lod,

@@ -33,7 +33,7 @@ from stylegan.official.names import Imported
 D_WEIGHTS = "D.safetensors"
 
 
-def import_file(url: str, folder: Path, *, network: snapshot.Name = "Gs") -> Imported:
+def import_file(url: str, folder: Path, *, name: snapshot.Name = "Gs") -> Imported:
     """Write a network of the official pickle at `url` into `folder`; D as tensors and JSON alone.
 
     Raises:
@@ -42,19 +42,22 @@ def import_file(url: str, folder: Path, *, network: snapshot.Name = "Gs") -> Imp
         ValueError: The network cannot be represented here; says what of it.
     """
     content = storage.read_bytes(url)
-    imported = snapshot.read(content, network)
+    imported = snapshot.read(content, name)
     lineage = {
         "source": url,
         "source_sha256": hashlib.sha256(content).hexdigest(),
-        "source_network": network,
+        "source_network": name,
         "source_notes": "; ".join(imported.notes),
         "code_revision": code_revision(),
         **imported.facts,
     }
     if isinstance(imported.network, Generator):
+        network = {**sample.describe(imported.network.config), "lod": imported.lod}
+        if imported.psi is not None:
+            network["truncation"] = {"psi": imported.psi, "cutoff": imported.cutoff}
         bundle = Bundle(
             tensors=imported.network.state_dict(),
-            network={**sample.describe(imported.network.config), "lod": imported.lod},
+            network=network,
             lineage=lineage,
         )
         bundles.write(bundle, folder, grid=packaging.draw_grid(bundle))
@@ -85,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        imported = import_file(args.file, args.out, network=args.network)
+        imported = import_file(args.file, args.out, name=args.network)
     except (ValueError, OSError) as err:
         print(f"error: {args.file}: {err}", file=sys.stderr)
         return 1

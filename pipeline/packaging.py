@@ -19,13 +19,20 @@ _GRID_IMAGES = 32
 
 
 def draw_grid(bundle: Bundle) -> Image.Image:
-    """Samples of the first seeds, truncated a little."""
+    """Samples of the first seeds, truncated as usual."""
     Gs = bundle.generator()
     labels = None
     if Gs.config.label_size:
         classes = torch.arange(_GRID_IMAGES) % Gs.config.label_size
         labels = sample.one_hot(classes, Gs.config.label_size)
-    images = sample.sample(Gs, range(_GRID_IMAGES), psi=Gs.usual_psi, labels=labels, lod=bundle.lod)
+    images = sample.sample(
+        Gs,
+        range(_GRID_IMAGES),
+        psi=Gs.usual_psi,
+        cutoff=Gs.usual_cutoff,
+        labels=labels,
+        lod=bundle.lod,
+    )
     return grids.sheet(images, columns=8)
 
 
@@ -65,8 +72,9 @@ def _example(bundle: Bundle) -> tuple[Any, dict[str, Any]]:
 
 def _params(bundle: Bundle) -> dict[str, Any]:
     """What may be given beside the seeds, with what is taken otherwise."""
-    psi = bundle.generator().usual_psi
-    return {"truncation_psi": psi, "truncation_cutoff": -1, "noise": "stored"}
+    Gs = bundle.generator()
+    cutoff = -1 if Gs.usual_cutoff is None else Gs.usual_cutoff
+    return {"truncation_psi": Gs.usual_psi, "truncation_cutoff": cutoff, "noise": "stored"}
 
 
 def _signature(bundle: Bundle) -> Any:

@@ -33,7 +33,10 @@ _RANGES = {"coarse": (0, 4), "middle": (4, 8), "fine": (8, 2**31)}  # 4-8 px, 16
 
 
 def describe(config: GeneratorConfig) -> dict[str, Any]:
-    """A generator's configuration as JSON holds it; `build` is the way back."""
+    """A generator's configuration as JSON holds it; `build` is the way back.
+
+    Beside it, `truncation` may hold the psi and cutoff that the network's pictures usually have.
+    """
     return {"G": asdict(config)}
 
 
@@ -45,6 +48,8 @@ def build(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Generato
     """
     Gs = family.generator(family.generator_config(network["G"]))
     load_network(Gs, dict(tensors), "generator")
+    if "truncation" in network:
+        Gs.usual_psi, Gs.usual_cutoff = (network["truncation"][key] for key in ("psi", "cutoff"))
     return Gs.eval().requires_grad_(requires_grad=False)
 
 

@@ -4,11 +4,15 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import resource
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -16,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline import bundle as bundles
-from pipeline import generate, import_official
+from pipeline import generate, grids, import_official, packaging
 from stylegan import sample
 from stylegan.metrics.weights_reader import ArchiveError
 from stylegan.networks import family
@@ -25,6 +29,8 @@ from stylegan.official.names import names
 from tests.official_pickles import EasyDict, Network, ProgressiveNetwork, dumps
 
 SIZES = {"resolution": 16, "num_channels": 3, "fmap_base": 32, "fmap_max": 8}
+STYLE = ("G_style", "G_mapping", "G_synthesis")
+STYLE2 = ("G_main", "G_mapping", "G_synthesis_stylegan2")
 MAPPING = {"latent_size": 6, "dlatent_size": 7, "mapping_layers": 3, "mapping_fmaps": 5}
 
 
@@ -170,7 +176,77 @@ def test_progressive_gan_as_the_repository_of_stylegan_pickled_it():
         torch.testing.assert_close(found, expected.state_dict(), rtol=0, atol=0)
 
 
-STYLE = ("G_style", "G_mapping", "G_synthesis")
+@pytest.mark.parametrize("lod", [7, -1, np.nan])
+def test_a_lod_that_the_network_does_not_have_is_refused(lod: float):
+    build = tensorflow.BUILDS["D_basic",]
+    record = pickled(network_of(build), ("D_basic",), static_kwargs=options_of(build))
+    record.state["variables"][0] = ("lod", np.float32(lod))
+    with pytest.raises(ValueError, match="networks of 16 px have 0"):
+        read((None, record, None), "D")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent_size": 2**31}, r"larger than any official one: \d+ bytes"),
+        ({"latent_size": 2**40, "dlatent_size": 2**40}, "larger than any official one"),
+        ({"latent_size": 2**70}, "larger than any official one, which cannot be made"),
+        ({"mapping_layers": 2**40}, "of 1099511627781 layers"),
+        ({"resolution": 2**15}, r"larger than any official one: \d+ bytes"),
+        ({"resolution": 2**30}, r"larger than any official one: \d+ bytes"),
+        ({"resolution": 2**200}, "of 204 layers"),
+        ({"blur_filter": [1] * 200}, "with filters of 200 taps"),
+        ({"resolution": 2**13, "mapping_fmaps": 2**13}, "1024x1024/Conv0_up/Noise/weight is miss"),
+    ],
+)
+def test_options_beyond_all_networks_take_no_memory(options: dict[str, Any], message: str):
+    """The last of them is a network of 2 GB, which is not made for a file that has it not."""
+    build = tensorflow.BUILDS[STYLE]
+    record = pickled(network_of(build), STYLE, static_kwargs=options_of(build, **options))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    with pytest.raises(ValueError, match=message):
+        read((record,) * 3, "Gs")
+
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100_000, "kilobytes"
+
+
+@pytest.mark.parametrize(
+    ("built_by", "options", "expected"),
+    [
+        (STYLE, {}, (0.7, None)),  # 8 of 6 layers
+        (STYLE, {"truncation_cutoff": 3}, (0.7, 3)),
+        (STYLE, {"truncation_psi": np.float32(0.5), "truncation_cutoff": 4}, (0.5, 4)),
+        (STYLE, {"truncation_psi": None}, (1.0, None)),
+        (STYLE, {"truncation_cutoff": None}, (1.0, None)),
+        (STYLE2, {}, (0.5, None)),
+        (STYLE2, {"truncation_cutoff": 2}, (0.5, 2)),
+        (STYLE2, {"truncation_psi": None}, (1.0, None)),
+        (("G_paper",), {}, (None, None)),
+    ],
+)
+def test_truncation_is_what_the_official_code_does_by_itself(built_by, options, expected):
+    """Without a cutoff StyleGAN truncates nothing, and StyleGAN2 all layers."""
+    build = tensorflow.BUILDS[built_by]
+    record = pickled(network_of(build), built_by, static_kwargs=options_of(build, **options))
+    found = read((record,) * 3, "Gs")
+    assert (found.psi, found.cutoff) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truncation_psi": "strong"}, "truncation_psi='strong'; it must be a finite number"),
+        ({"truncation_psi": float("nan")}, "truncation_psi=nan"),
+        ({"truncation_cutoff": -1}, "truncation_cutoff=-1; it must be 0 or more"),
+        ({"truncation_cutoff": 1.5}, r"truncation_cutoff=1\.5"),
+    ],
+)
+def test_truncation_by_no_number_is_refused(options, message):
+    build = tensorflow.BUILDS[STYLE]
+    record = pickled(network_of(build), STYLE, static_kwargs=options_of(build, **options))
+    with pytest.raises(ValueError, match=message):
+        read((record,) * 3, "Gs")
 
 
 @pytest.mark.parametrize("growing", [True, False])
@@ -191,10 +267,10 @@ def test_the_lod_of_a_network_that_grows_comes_along(growing: bool):
         (STYLE, {"nonlinearity": "swish"}, "has the activation 'swish'; networks here have leaky"),
         (STYLE, {"resolution": 32}, "G_synthesis/32x32/Conv0_up/Noise/weight is missing"),
         (STYLE, {"dlatent_size": 6}, r"Dense2/bias is \[7\] instead of \[6\]"),
-        (STYLE, {"resolution": "wide"}, "options describe no network"),
+        (STYLE, {"resolution": "wide"}, r"no network of the official code|G\.resolution is 'wide'"),
         (("G_paper",), {"normalize_latents": False}, "only normalize_latents=True"),
         (("D_paper",), {"fused_scale": False}, "only fused_scale=True"),
-        (("D_stylegan2",), {"architecture": "spiral"}, "'spiral'"),
+        (("D_stylegan2",), {"architecture": "spiral"}, "no network of the official|'spiral'"),
     ],
 )
 def test_options_that_networks_here_do_not_have_are_refused(built_by, options, message):
@@ -215,7 +291,15 @@ def test_options_that_networks_here_do_not_have_are_refused(built_by, options, m
         ({"variables": [("lod", "high")]}, "variable lod is str, not an array"),
         ({"variables": [7]}, "is int, not an array"),
         ({"components": {"mapping": 3}}, "part mapping of a network is int"),
-        ({"components": {"third": Network({})}}, "part third of a network"),
+        ({"components": {"third": Network({})}}, "parts of a network are .'third'., not mapping"),
+        ({"components": {1: 2, "a": 3}}, "parts of a network are .1, 'a'., not mapping"),
+        ({"components": [1]}, "components of a network is list, not dict"),
+        ({"components": None}, "components of a network is NoneType, not dict"),
+        ({"variables": [("a", 1, 2)]}, "is tuple, not an array"),
+        ({"variables": [("a", [[1], [2]])]}, "variable a is list, not an array"),
+        ({"variables": [("lod", np.float32(7))]}, "do not fit D"),
+        ({"static_kwargs": {1: 2}}, "an option of a network is a int, not a name"),
+        ({"static_kwargs": {}}, r"no network of the official code \(TypeError\)"),
     ],
 )
 def test_records_that_are_no_network_of_ours_are_refused(changes, message):
@@ -244,7 +328,7 @@ def test_a_discriminator_in_the_place_of_a_generator_is_refused():
 def pickle_file(tmp_path_factory) -> Path:
     """G, D and Gs of StyleGAN."""
     build = tensorflow.BUILDS[STYLE]
-    options = options_of(build, label_size=0)
+    options = options_of(build, label_size=0, truncation_cutoff=3)
     G, Gs = (network_of(build, label_size=0) for _ in range(2))
     Gs.synthesis.blocks["4"].const.data += 1
     D = network_of(tensorflow.BUILDS["D_basic",], label_size=0)
@@ -277,6 +361,47 @@ def test_the_command_writes_what_generate_and_the_registry_read(pickle_file, tmp
     with Image.open(tmp_path / "images" / "seed0003.png") as image:
         pixels = np.asarray(image)
     np.testing.assert_array_equal(pixels, sample.sample(Gs, [3])[0].permute(1, 2, 0))
+
+
+def test_imported_networks_are_truncated_as_their_file_says(pickle_file, tmp_path):
+    """psi 0.7 of the first 3 layers: in samples, generate, the registry's signature and model."""
+    assert run(pickle_file, tmp_path / "model") == 0
+    bundle = bundles.load(tmp_path / "model")
+    Gs = snapshot.read(pickle_file.read_bytes(), "Gs").network.eval()
+    expected = sample.sample(Gs, range(32), psi=0.7, cutoff=3)
+    assert not torch.equal(expected, sample.sample(Gs, range(32), psi=0.7))
+
+    assert (bundle.generator().usual_psi, bundle.generator().usual_cutoff) == (0.7, 3)
+    np.testing.assert_array_equal(bundle.grid, grids.sheet(expected, columns=8))
+    command = ["images", "--model", str(tmp_path / "model"), "--seeds", "1"]
+    for more, cutoff in (([], 3), (["--cutoff", "5"], 5)):
+        assert generate.main([*command, *more, "--out", str(tmp_path / "images")]) == 0
+        with Image.open(tmp_path / "images" / "seed0001.png") as image:
+            drawn = sample.sample(Gs, [1], psi=0.7, cutoff=cutoff)[0]
+            np.testing.assert_array_equal(np.asarray(image), drawn.permute(1, 2, 0))
+    for others in (["mixing"], ["arithmetic", "--plus", "0-1"]):
+        paths = [tmp_path / f"{others[0]}-{name}.png" for name in ("own", "given", "all")]
+        options = ([], ["--cutoff", "3"], ["--cutoff", "6"])
+        for path, more in zip(paths, options, strict=True):
+            argv = [*others, "--model", str(tmp_path / "model"), *more, "--out", str(path)]
+            assert generate.main(argv) == 0
+        own, given, everything = (path.read_bytes() for path in paths)
+        assert own == given != everything
+    assert packaging._params(bundle) == {
+        "truncation_psi": 0.7,
+        "truncation_cutoff": 3,
+        "noise": "stored",
+    }
+    with warnings.catch_warnings(action="ignore"):  # MLflow's import warns of its own type hints
+        from pipeline.generator_model import GeneratorModel
+    model = GeneratorModel()
+    files = {"weights": "G.safetensors", "network": "network.json", "digests": "digests.json"}
+    artifacts = {name: str(tmp_path / "model" / file) for name, file in files.items()}
+    model.load_context(SimpleNamespace(artifacts=artifacts))
+    pixels = model.predict(None, pd.DataFrame({"seed": [1]}))
+    np.testing.assert_array_equal(pixels, expected[1:2].permute(0, 2, 3, 1))
+    pixels = model.predict(None, pd.DataFrame({"seed": [1]}), {"truncation_cutoff": -1})
+    np.testing.assert_array_equal(pixels, sample.sample(Gs, [1], psi=0.7).permute(0, 2, 3, 1))
 
 
 def test_the_command_takes_any_url_and_other_networks(pickle_file, tmp_path):

@@ -271,6 +271,8 @@ F4 = np.dtype("<f4")
         (AsArray(1, (-1, -1), F4, False, bytes(4)), "impossible array"),
         (AsArray(1, [1], F4, False, bytes(4)), "impossible array"),
         (AsArray(1, (1,), "f4", False, bytes(4)), "impossible array"),
+        (AsArray(1, (2**45,), np.dtype("u1"), False, 2**45), "an array's bytes are int"),
+        (AsArray(1, (2,), np.dtype("u1"), False, [0, 0]), "an array's bytes are list"),
         (AsArray(1, (1,), np.dtype("O"), False, [None]), "element type is 'O8'"),
         (AsArray({"shape": (1,)}), "holds dict instead of its five fields"),
         (np.array(["text"]), "element type is 'U4'"),
@@ -282,6 +284,22 @@ F4 = np.dtype("<f4")
 def test_arrays_of_other_things_or_another_size_are_refused(thing: Any, message: str):
     with pytest.raises(ArchiveError, match=message):
         read_pickle(dumps([thing]))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (global_("numpy.dtype"), b"\x85R.", "element type is"),
+        (global_("numpy.dtype") + b"U\x02f4K\x00K\x01\x87R(K\x03", b"tb.", "element type is"),
+        (global_("_codecs.encode") + b"X\x01\x00\x00\x00a", b"\x86R.", "encoded as"),
+    ],
+)
+def test_a_message_about_what_repeats_itself_is_short(before: bytes, after: bytes, message: str):
+    """Each of 40 levels names the one below twice: 2^40 parts, if written out."""
+    doubled = b")" + b"2\x86" * 40
+    with pytest.raises(ArchiveError, match=message) as refused:
+        read_pickle(b"\x80\x02" + before + doubled + after)
+    assert len(str(refused.value)) < 500
 
 
 def storage_bytes(**changes: Any) -> bytes:

@@ -160,12 +160,18 @@ def with_synthesis(**options: Any) -> Module:
         (torch_G(_init_kwargs=None), "_init_kwargs of a Generator is NoneType"),
         (torch_G(_modules=[]), "_modules of a Generator is list"),
         (torch_G(_modules={"synthesis": 4}), "module synthesis is int"),
+        (torch_G(_modules={"x" * 101: None}), "_modules of a module has the name 'xxxx"),
+        (torch_G(_modules={3: None}), "_modules of a module has the name 3"),
+        (Module(("Generator",), torch_fields({})), "a module's class is tuple, not a name"),
+        (with_synthesis(channel_base="wide"), "no network of the official code"),
+        (with_synthesis(channel_base=2**70, channel_max=2**62), "one, which cannot be made"),
         (with_synthesis(use_noise=False), "option use_noise=False, but stylegan2 has only use_n"),
         (with_synthesis(margin_size=10), "option margin_size=10, but stylegan2 has no such"),
         (with_synthesis(activation="elu"), "has the activation 'elu'"),
         (with_synthesis(architecture="orig"), "synthesis.b4.torgb.affine.bias has no place, "),
         (with_synthesis(channel_max=5), r"b4.const is \[1, 6, 4, 4\] instead of \[1, 5, 4, 4\]"),
         (torch_G(arguments={"synthesis_kwargs": 3}), "arguments of a module are int"),
+        (torch_G(arguments={"synthesis_kwargs": {3: 3}}), "an argument of a module is a int"),
         (torch_D(epilogue={"mbstd_group_size": None}), "option mbstd_group_size=None"),
         (torch_D(epilogue={"activation": "relu"}), "one activation in its blocks and another"),
     ],
@@ -179,5 +185,14 @@ def test_modules_that_networks_here_cannot_be_are_refused(module: Module, messag
 def test_modules_that_contain_themselves_are_refused():
     module = torch_G()
     module.meta["state"]["_modules"]["again"] = module
-    with pytest.raises((ArchiveError, RecursionError)):
+    with pytest.raises(ArchiveError, match="stands in two places|damaged pickle"):
+        read({"G": module}, "G")
+
+
+def test_modules_that_stand_in_many_places_are_not_walked_in_each():
+    """8 levels of 100 times the same: 10^16 paths in a few kilobytes."""
+    module = Module("Part", torch_fields({}))
+    for _ in range(8):
+        module = Module("Part", torch_fields({}, _modules={f"m{i}": module for i in range(100)}))
+    with pytest.raises(ArchiveError, match="stands in two places"):
         read({"G": module}, "G")

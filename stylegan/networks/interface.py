@@ -101,11 +101,18 @@ class Generator(nn.Module, ABC):
     synthesis: nn.Module
     w_avg: Tensor
     """Moving mean of w."""
+    usual_psi: float
+    """Truncation of pictures: 0.7 (Karras et al. 2019, Section 2.1), none without styles, or what
+    the file says from which the network was imported."""
+    usual_cutoff: int | None
+    """Layers that are truncated then; None = all."""
 
     def __init__(self, config: GeneratorConfig, *, w_size: int) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("w_avg", torch.zeros(w_size))
+        self.usual_psi = 0.7 if self.layers() > 1 else 1.0
+        self.usual_cutoff = None
 
     @abstractmethod
     def layers(self, lod: float = 0.0) -> int:
@@ -114,11 +121,6 @@ class Generator(nn.Module, ABC):
     @abstractmethod
     def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
         """Side in pixels of each noise input of `lod`."""
-
-    @property
-    def usual_psi(self) -> float:
-        """Truncation of pictures: 0.7 (Karras et al. 2019, Section 2.1); none without styles."""
-        return 0.7 if self.layers() > 1 else 1.0
 
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in images of `lod`."""

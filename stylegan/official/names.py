@@ -11,15 +11,26 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from stylegan.layers import Activation
-from stylegan.networks.interface import Discriminator, Generator
+from stylegan.networks import family
+from stylegan.networks.interface import (
+    Discriminator,
+    DiscriminatorConfig,
+    Generator,
+    GeneratorConfig,
+)
+from stylegan.official.unpickler import MAX_BYTES, brief
 
 MAPPING, SYNTHESIS = "G_mapping", "G_synthesis"
 SCOPES = {"mapping": MAPPING, "synthesis": SYNTHESIS}
 """Of a generator's two parts."""
 
 Network = Generator | Discriminator
+Config = GeneratorConfig | DiscriminatorConfig
+
+_MAX_LAYERS = 100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +44,10 @@ class Imported:
     """What else the file says, as JSON holds it."""
     notes: Sequence[str] = ()
     """In what ours differs; a sentence each."""
+    psi: float | None = None
+    """Truncation of its images unless told otherwise; None = ours."""
+    cutoff: int | None = None
+    """Layers that are truncated then, from the coarsest; None = all."""
 
 
 def names(network: Network) -> dict[str, str]:
@@ -48,9 +63,14 @@ def load(network: Network, variables: Mapping[str, np.ndarray]) -> None:
     Raises:
         ValueError: Names or shapes are others than the network's.
     """
+    network.load_state_dict(network.state_dict() | fitting(network, variables))
+
+
+def fitting(network: Network, variables: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """What `load` sets; the network may be without content."""
     theirs = names(network)
     given = {name for name in variables if name.rpartition("/")[2] != "lod"}
-    fill(
+    return compare(
         network,
         theirs,
         given,
@@ -58,13 +78,64 @@ def load(network: Network, variables: Mapping[str, np.ndarray]) -> None:
     )
 
 
-def fill(
+def build(config: Config, fitting: Callable[[Network], Mapping[str, Tensor]]) -> Network:
+    """The network of a configuration that comes from a file.
+
+    Nothing is made before the file's tensors have been found to be those of the network, so that
+    what it takes is as much as the file has.
+
+    Args:
+        config: Its sizes may be anything.
+        fitting: The file's tensors for a network; refuses one that they do not fit.
+
+    Raises:
+        ValueError: They do not fit, or the sizes are beyond all networks.
+    """
+    make: Callable[[Any], Network] = (
+        family.generator if isinstance(config, GeneratorConfig) else family.discriminator
+    )
+    sizes = "the file's options describe a network larger than any official one"
+    layers = config.resolution.bit_length() + getattr(config, "mapping_layers", 0)
+    taps = max(len(getattr(config, name, ())) for name in ("blur", "fir"))
+    if max(layers, taps) > _MAX_LAYERS:
+        raise ValueError(f"{sizes}: of {layers} layers, with filters of {taps} taps")
+    try:
+        with _WithoutContent():
+            outline = make(config)
+    except (RuntimeError, TypeError, OverflowError) as err:  # torch has no such sizes
+        raise ValueError(f"{sizes}, which cannot be made") from err
+    needed = sum(t.nbytes for t in (*outline.parameters(), *outline.buffers()))
+    if needed > MAX_BYTES:
+        raise ValueError(f"{sizes}: {needed} bytes")
+    tensors = fitting(outline)
+    network = make(config)
+    network.load_state_dict(network.state_dict() | dict(tensors))
+    return network
+
+
+class _WithoutContent(TorchFunctionMode):
+    """New tensors have a shape alone, whatever device they are asked for.
+
+    A factor changes no shape, and torch loads its compiler to multiply on the meta device.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.ones, torch.rand, torch.randn, torch.zeros):
+            return torch.empty(*args, device="meta")
+        if func is torch.Tensor.mul and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def compare(
     network: Network,
     theirs: Mapping[str, str],
     given: Set[str],
     tensor_of: Callable[[str], Tensor],
-) -> None:
-    """Set in a network whatever a file has for it.
+) -> dict[str, Tensor]:
+    """Whatever a file has for a network, by our names.
 
     Args:
         network: Of ours.
@@ -75,7 +146,7 @@ def fill(
     Raises:
         ValueError: Names or shapes are others than the network's.
     """
-    state = network.state_dict()
+    state, tensors = network.state_dict(), dict[str, Tensor]()
     differences = [
         f"{name} {'has no place' if name in given else 'is missing'}"
         for name in sorted(given ^ set(theirs.values()))
@@ -85,13 +156,14 @@ def fill(
         if tensor.shape != state[ours].shape:
             shapes = f"{list(tensor.shape)} instead of {list(state[ours].shape)}"
             differences.append(f"{name} is {shapes} in our order of axes")
-        state[ours] = tensor
+        else:
+            tensors[ours] = tensor
     if differences:
         raise ValueError(
             f"tensors of the file do not fit {network.config.name} as the file's options describe "
             f"it: {', '.join(differences[:4])}{' ...' if len(differences) > 4 else ''}"
         )
-    network.load_state_dict(state)
+    return tensors
 
 
 def value_of(our_field: str, value: Any) -> Any:
@@ -105,7 +177,7 @@ def value_of(our_field: str, value: Any) -> Any:
         value = _VALUES.get(our_field, {}).get(value, value)
     if our_field.endswith("activation") and value not in get_args(Activation):
         raise ValueError(
-            f"the file's network has the activation {value!r}; networks here have "
+            f"the file's network has the activation {brief(value)}; networks here have "
             f"{' or '.join(get_args(Activation))}"
         )
     return value

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from stylegan.metrics.weights_reader import ArchiveError
 from stylegan.networks import family
-from stylegan.official.names import Imported, Network, fill, value_of
-from stylegan.official.unpickler import TorchModule
+from stylegan.official.names import Imported, Network, build, compare, value_of
+from stylegan.official.unpickler import TorchModule, brief
 
-_KIND, _MAX_DEPTH = "stylegan2", 8
+_KIND, _MAX_DEPTH, _MAX_NAME = "stylegan2", 8, 100
 _SIZES = {"channel_base": "fmap_base", "channel_max": "fmap_max", "architecture": "architecture"}
 _BLOCK = {"resample_filter": "fir", "activation": "activation"}
 _MAPPING = {
@@ -54,19 +54,20 @@ def convert(record: TorchModule) -> Imported:
     }
     _refuse_others(record, tensors)
     module = family.KINDS[_KIND]
-    network: Network
-    if record.class_name == "Generator":
-        network = module.Generator(module.GeneratorConfig(**_generator_options(record)))
-    else:
-        network = module.Discriminator(module.DiscriminatorConfig(**_discriminator_options(record)))
-    _load(network, tensors)
-    clamps = {module.fields.get("conv_clamp") for module in modules.values()} - {None}
+    config = (
+        module.GeneratorConfig(**_generator_options(record))
+        if record.class_name == "Generator"
+        else module.DiscriminatorConfig(**_discriminator_options(record))
+    )
+    clamps = {module.fields.get("conv_clamp") for module in modules.values()}
     return Imported(
-        network=network,
+        network=build(config, lambda network: _fitting(network, tensors)),
         lod=0.0,
         facts={"source_format": f"PyTorch, {record.class_name}"},
         notes=[
-            f"activations beyond {clamp} are not clamped to it as officially" for clamp in clamps
+            f"activations beyond {clamp} are not clamped to it as officially"
+            for clamp in clamps
+            if isinstance(clamp, int | float)
         ],
     )
 
@@ -81,29 +82,41 @@ def _refuse_others(record: TorchModule, tensors: Mapping[str, Tensor]) -> None:
         )
     if record.fields.get("c_dim"):
         raise ValueError(
-            f"the file's {record.class_name} has c_dim={record.fields['c_dim']}, labels that the "
-            "PyTorch code embeds in a way of its own; networks with c_dim=0 can be imported"
+            f"the file's {record.class_name} has c_dim={brief(record.fields['c_dim'])}, labels "
+            "that the PyTorch code embeds in its own way; networks with c_dim=0 can be imported"
         )
 
 
-def _modules(
-    record: TorchModule, path: str = "", depth: int = 0
-) -> Iterator[tuple[str, TorchModule]]:
+def _modules(record: TorchModule) -> Iterator[tuple[str, TorchModule]]:
     """A module and all below it, by their dotted paths with a dot behind."""
-    yield path, record
-    for name, part in _field(record, "_modules", dict).items():
-        if part is None:
-            continue
-        if not isinstance(part, TorchModule) or depth > _MAX_DEPTH:
-            raise ArchiveError(f"module {path}{name} is {type(part).__name__}, or too deep")
-        yield from _modules(part, f"{path}{name}.", depth + 1)
+    seen: set[int] = set()
+    waiting = [("", 0, record)]
+    while waiting:
+        path, depth, module = waiting.pop()
+        if id(module) in seen:
+            raise ArchiveError(f"module {path} stands in two places: the file is no snapshot")
+        seen.add(id(module))
+        yield path, module
+        for name, part in _named(module, "_modules"):
+            if part is None:
+                continue
+            if not isinstance(part, TorchModule) or depth > _MAX_DEPTH:
+                raise ArchiveError(f"module {path}{name} is {type(part).__name__}, or too deep")
+            waiting.append((f"{path}{name}.", depth + 1, part))
 
 
 def _tensors(record: TorchModule) -> Iterator[tuple[str, Tensor]]:
     for group in ("_parameters", "_buffers"):
-        for name, tensor in _field(record, group, dict).items():
+        for name, tensor in _named(record, group):
             if isinstance(tensor, Tensor):
                 yield name, tensor
+
+
+def _named(record: TorchModule, group: str) -> Iterator[tuple[str, Any]]:
+    for name, value in _field(record, group, dict).items():
+        if not isinstance(name, str) or len(name) > _MAX_NAME:
+            raise ArchiveError(f"{group} of a module has the name {brief(name)}")
+        yield name, value
 
 
 def _generator_options(record: TorchModule) -> dict[str, Any]:
@@ -157,7 +170,7 @@ def _arguments(record: TorchModule) -> dict[str, Any]:
     if record.fields.get("_init_args"):
         raise ValueError(
             f"the file's {record.class_name} was made with arguments without names, "
-            f"{record.fields['_init_args']!r}, which cannot be told apart"
+            f"{brief(record.fields['_init_args'])}, which cannot be told apart"
         )
     arguments = _field(record, "_init_kwargs", dict)
     return {key: value for key, value in arguments.items() if key not in _ALSO_FIELDS}
@@ -169,6 +182,8 @@ def _known(arguments: Any, known: Mapping[str, str]) -> dict[str, Any]:
         raise ArchiveError(f"arguments of a module are {type(arguments).__name__}, not by name")
     options: dict[str, Any] = {}
     for key, value in arguments.items():
+        if not isinstance(key, str):
+            raise ArchiveError(f"an argument of a module is a {type(key).__name__}, not a name")
         if key in known:
             options[known[key]] = value_of(known[key], value)
         elif key in _FIXED and value == _FIXED[key]:
@@ -176,8 +191,8 @@ def _known(arguments: Any, known: Mapping[str, str]) -> dict[str, Any]:
         elif key not in _OF_PRECISION | _OF_LABELS | _OF_TRAINING:
             here = f"only {key}={_FIXED[key]!r}" if key in _FIXED else "no such option"
             raise ValueError(
-                f"the file's network has the option {key}={value!r}, but {_KIND} has {here} here; "
-                "it cannot be imported"
+                f"the file's network has the option {key}={brief(value)}, but {_KIND} has {here} "
+                "here; it cannot be imported"
             )
     if "fmap_base" in options:
         options["fmap_base"] //= 2
@@ -194,8 +209,8 @@ def _field(record: TorchModule, name: str, expected: type) -> Any:
     return value
 
 
-def _load(network: Network, tensors: Mapping[str, Tensor]) -> None:
-    """Set everything in a network; all tensors must have a place."""
+def _fitting(network: Network, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All of a file's tensors in a network's names and layout; each must have a place."""
     name = _generator_name if network.config.name == "G" else _discriminator_name
     state = network.state_dict()
     theirs = {ours: name(ours) for ours in state}
@@ -208,7 +223,7 @@ def _load(network: Network, tensors: Mapping[str, Tensor]) -> None:
             return tensor.flip(2, 3)
         return tensor[(None,) * max(state[ours].ndim - tensor.ndim, 0)]  # constant and noise
 
-    fill(network, theirs, tensors.keys(), tensor_of)
+    return compare(network, theirs, tensors.keys(), tensor_of)
 
 
 def _generator_name(ours: str) -> str:

@@ -4,6 +4,7 @@ A pickled network knows the name of the function that built it, the options that
 with, its variables, and for generators two networks of their own, `mapping` and `synthesis`.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 
 from stylegan.metrics.weights_reader import ArchiveError
 from stylegan.networks import family
+from stylegan.networks.interface import Generator
 from stylegan.official import names
 from stylegan.official.names import SCOPES, SYNTHESIS, Imported, Network, value_of
-from stylegan.official.unpickler import Array, TensorFlowNetwork
+from stylegan.official.unpickler import Array, TensorFlowNetwork, brief
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +123,9 @@ def build_network(
         ValueError: Options or variables do not fit our networks.
     """
     module = family.KINDS[build.kind]
-    network: Network
-    if build.generator:
-        options = _options(build, module.GeneratorConfig, static_kwargs)
-        network = module.Generator(module.GeneratorConfig(**options))
-    else:
-        options = _options(build, module.DiscriminatorConfig, static_kwargs)
-        network = module.Discriminator(module.DiscriminatorConfig(**options))
-    names.load(network, variables)
-    return network
+    config = module.GeneratorConfig if build.generator else module.DiscriminatorConfig
+    options = _options(build, config, static_kwargs)
+    return names.build(config(**options), lambda network: names.fitting(network, variables))
 
 
 def _options(build: Build, config: type, static_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,8 +139,8 @@ def _options(build: Build, config: type, static_kwargs: Mapping[str, Any]) -> di
         elif key not in _FIXED or value != _FIXED[key]:
             here = f"only {key}={_FIXED[key]!r}" if key in _FIXED else "no such option"
             raise ValueError(
-                f"the file's network has the option {key}={value!r}, but {build.kind} has {here} "
-                "here; it cannot be imported"
+                f"the file's network has the option {key}={brief(value)}, but {build.kind} has "
+                f"{here} here; it cannot be imported"
             )
     if build.kind == "pggan" and build.generator and options.get("z_size") is None:
         sizes: dict[str, Any] = {item.name: item.default for item in fields(config)} | options
@@ -167,22 +163,57 @@ def convert(record: TensorFlowNetwork) -> Imported:
             f"{'; '.join(_joined(known) for known in BUILDS)}"
         )
     build, static_kwargs = BUILDS[built_by], _field(record, "static_kwargs", dict)
+    for key in static_kwargs:
+        if not isinstance(key, str):
+            raise ArchiveError(f"an option of a network is a {type(key).__name__}, not a name")
     variables = dict(variables_of(record))
-    psi, cutoff = (
-        value_of(key, static_kwargs.get(f"truncation_{key}", default))
-        for key, default in zip(("psi", "cutoff"), build.truncation, strict=True)
-    )
+    psi, cutoff = _truncation(build, static_kwargs)
     network = build_network(build, static_kwargs, variables)
     lod = float(variables.get(f"{SYNTHESIS}/lod", variables.get("lod", 0.0)))
+    lod = lod if network.config.grows else 0.0
+    network.active_parameters(lod)  # refuses what is no lod of the network
+    usual_psi, usual_cutoff = _usual_truncation(network, psi, cutoff)
     return Imported(
         network=network,
-        lod=lod if network.config.grows else 0.0,
+        lod=lod,
+        psi=usual_psi,
+        cutoff=usual_cutoff,
         facts={
             "source_format": f"TensorFlow, version {_field(record, 'version', int)}, {built_by[0]}",
             "truncation_psi": psi,
             "truncation_cutoff": cutoff,
         },
     )
+
+
+def _truncation(build: Build, static_kwargs: Mapping[str, Any]) -> tuple[float | None, int | None]:
+    """The file's psi and cutoff."""
+    psi, cutoff = (
+        value_of(key, static_kwargs.get(f"truncation_{key}", default))
+        for key, default in zip(("psi", "cutoff"), build.truncation, strict=True)
+    )
+    if not (psi is None or (isinstance(psi, int | float) and math.isfinite(psi))):
+        raise ValueError(
+            f"the file's network has truncation_psi={brief(psi)}; it must be a finite "
+            "number, or None"
+        )
+    if not (cutoff is None or (isinstance(cutoff, int) and cutoff >= 0)):
+        raise ValueError(
+            f"the file's network has truncation_cutoff={brief(cutoff)}; it must be 0 or "
+            "more, or None"
+        )
+    return psi, cutoff
+
+
+def _usual_truncation(
+    network: Network, psi: float | None, cutoff: int | None
+) -> tuple[float | None, int | None]:
+    """The same as ours: psi 1 is no truncation, and cutoff None all layers."""
+    if not isinstance(network, Generator) or network.config.kind == "pggan":
+        return None, None
+    if psi is None or (cutoff is None and network.config.kind == "stylegan"):
+        return 1.0, None
+    return float(psi), cutoff if cutoff is None or cutoff < network.layers() else None
 
 
 _TRANSPOSED_UP_TO_VERSION = 2
@@ -192,9 +223,12 @@ def variables_of(record: TensorFlowNetwork, scope: str = "") -> Iterator[tuple[s
     """Variables of a network and of its parts under their full names, as StyleGAN lays them out."""
     transposed = _field(record, "version", int) <= _TRANSPOSED_UP_TO_VERSION
     for variable in _field(record, "variables", list):
-        name, value = variable if isinstance(variable, tuple) else (None, variable)
-        array = np.asarray(value.value if isinstance(value, Array) else value)
+        pair = isinstance(variable, tuple) and len(variable) == 2
+        name, value = variable if pair else (None, variable)
+        known = isinstance(value, Array | np.generic | int | float)
+        array = np.asarray(value.value if isinstance(value, Array) else value if known else None)
         if not isinstance(name, str) or array.dtype.kind not in "fiu":
+            name = name if isinstance(name, str) else ""
             raise ArchiveError(f"variable {scope}{name} is {type(value).__name__}, not an array")
         if transposed and name.endswith("/Conv0_up/weight"):
             array = array.swapaxes(2, 3)  # [kh kw o i] in Progressive GAN's own repository
@@ -205,8 +239,13 @@ def variables_of(record: TensorFlowNetwork, scope: str = "") -> Iterator[tuple[s
 
 def _parts(record: TensorFlowNetwork) -> Iterator[tuple[str, TensorFlowNetwork]]:
     """The networks of which a network is made, in order of their names."""
-    for name, part in sorted(record.fields.get("components", {}).items()):
-        if name not in SCOPES or not isinstance(part, TensorFlowNetwork):
+    parts = _field(record, "components", dict) if "components" in record.fields else {}
+    if not parts.keys() <= SCOPES.keys():
+        raise ArchiveError(
+            f"parts of a network are {brief(list(parts))}, not {' and '.join(SCOPES)}"
+        )
+    for name, part in sorted(parts.items()):
+        if not isinstance(part, TensorFlowNetwork):
             raise ArchiveError(f"part {name} of a network is {type(part).__name__}, not a network")
         if part.fields.get("components"):
             raise ArchiveError(f"part {name} of a network has parts of its own")

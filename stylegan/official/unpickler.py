@@ -14,6 +14,7 @@ import math
 import pickle
 import pickletools
 import re
+import reprlib
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,9 +28,17 @@ from stylegan.metrics.weights_reader import DTYPES, ArchiveError, frozen, rebuil
 MAX_BYTES, MAX_MEMO = 4 * 2**30, 10_000_000
 """What no official file comes near; a file beyond is built to fill the memory."""
 
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 2
+
 _NUMBERS = re.compile(r"b1|[iu][1248]|f[248]")
 _TORCH_MAGIC, _TORCH_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _COUNT_BYTES = 8
+
+
+def brief(thing: Any) -> str:
+    """What a file has in a place, for a message; written out it may be longer than the file."""
+    return _BRIEF.repr(thing)
 
 
 class Array:
@@ -58,7 +67,9 @@ class DType:
     def __setstate__(self, state: Any) -> None:
         _version, order, *fields = state
         if order not in ("<", ">", "|", "=") or any(part is not None for part in fields[:3]):
-            raise ArchiveError(f"an array's element type is {state!r}, but only numbers are read")
+            raise ArchiveError(
+                f"an array's element type is {brief(state)}, but only numbers are read"
+            )
         self.value = self.value.newbyteorder(order)
 
 
@@ -187,7 +198,7 @@ class _StorageUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _device, length, view = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
-            raise ArchiveError(f"unknown persistent object {pid!r}")
+            raise ArchiveError(f"unknown persistent object {brief(pid)}")
         return _Storage(dtype, key, length)
 
 
@@ -198,7 +209,10 @@ def _torch_storage(content: bytes) -> Tensor:
     if (magic, protocol) != (_TORCH_MAGIC, _TORCH_PROTOCOL) or not system["little_endian"]:
         raise ArchiveError("a tensor's bytes are not those that torch.save writes")
     if not isinstance(storage, _Storage) or keys != [storage.key]:
-        raise ArchiveError(f"a tensor's bytes hold {storage!r} and {keys!r} instead of one storage")
+        raise ArchiveError(
+            f"a tensor's bytes hold {type(storage).__name__} and {type(keys).__name__} instead of "
+            "one storage and its key"
+        )
     count = int.from_bytes(stream.read(_COUNT_BYTES), "little")
     raw = stream.read()
     if count != storage.length or len(raw) != count * storage.dtype.itemsize:
@@ -213,13 +227,15 @@ def _torch_storage(content: bytes) -> Tensor:
 def _torch_module(meta: Any) -> TorchModule:
     module = TorchModule()
     module.__setstate__(meta["state"])
-    module.class_name = str(meta["class_name"])
+    module.class_name = meta["class_name"]
+    if not isinstance(module.class_name, str):
+        raise ArchiveError(f"a module's class is {type(module.class_name).__name__}, not a name")
     return module
 
 
 def _dtype(code: Any, *_flags: Any) -> DType:
     if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
-        raise ArchiveError(f"an array's element type is {code!r}, but only numbers are read")
+        raise ArchiveError(f"an array's element type is {brief(code)}, but only numbers are read")
     return DType(code)
 
 
@@ -235,22 +251,26 @@ def _filled(raw: Any, dtype: DType, shape: Any, order: str) -> Array:
 
 def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     """An array of its own in this machine's byte order; its bytes must be as many as it needs."""
+    if not isinstance(raw, bytes | bytearray | str):
+        raise ArchiveError(f"an array's bytes are {type(raw).__name__}: the file is damaged")
     raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
     if not isinstance(dtype, DType) or not isinstance(shape, tuple) or min((0, *shape)) < 0:
-        raise ArchiveError(f"impossible array: element type {dtype!r}, shape {shape!r}")
+        raise ArchiveError(
+            f"impossible array: element type {type(dtype).__name__}, shape {brief(shape)}"
+        )
     if len(raw) != math.prod(shape) * dtype.value.itemsize:
         raise ArchiveError(
-            f"an array has {len(raw)} bytes, but its shape {shape} of {dtype.value} needs "
+            f"an array has {len(raw)} bytes, but its shape {brief(shape)} of {dtype.value} needs "
             f"{math.prod(shape) * dtype.value.itemsize}"
         )
     flat: np.ndarray = np.frombuffer(raw, dtype.value).astype(dtype.value.newbyteorder("="))
     return flat.reshape(shape, order="F" if order == "F" else "C")
 
 
-def _encode(text: str, encoding: str) -> bytes:
+def _encode(text: Any, encoding: Any) -> bytes:
     """How pickles of protocol 2 hold bytes that are not empty."""
-    if encoding != "latin1":
-        raise ArchiveError(f"bytes are encoded as {encoding!r}, but only latin1 is read")
+    if not isinstance(text, str) or encoding != "latin1":
+        raise ArchiveError(f"bytes are encoded as {brief(encoding)}, but only latin1 is read")
     return text.encode("latin1")
 
 
