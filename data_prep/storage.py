@@ -2,7 +2,8 @@
 
 Any fsspec URL works (`folder/x`, `file:///x`, `s3://bucket/x`, `memory://x`, `https://host/x`).
 Options of a store come from the environment alone; for S3 these are AWS_ENDPOINT_URL,
-AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, as s3fs reads them.
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, as s3fs reads them. An authority of
+one's own is trusted for https by SSL_CERT_FILE, for S3 by AWS_CA_BUNDLE.
 
 File systems are looked up at every call in fsspec's own cache, which is per process, so a forked
 process gets its own. What is transient (silence, resets, 5xx, short bodies) is tried again, here

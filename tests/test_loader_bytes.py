@@ -197,10 +197,12 @@ def test_webdataset_decodes_the_tars_as_they_are(wide_set):
         samples = list(dataset.decode("pil"))
 
     assert [sample["__key__"] for sample in samples] == [f"{i:09d}" for i in range(SAMPLES)]
+    encoding = Manifest.load(wide_set).level(FULL).encoding
     sources = [image_array(2 * i + label, FULL) for label in (0, 1) for i in range(25)]
     for sample, source, label in zip(samples, sources, np.repeat([0, 1], 25), strict=True):
-        assert isinstance(sample["png"], Image.Image)
-        np.testing.assert_array_equal(np.asarray(sample["png"]), source)
+        image = sample[encoding]
+        assert isinstance(image, Image.Image)
+        np.testing.assert_array_equal(np.asarray(image), source)
         assert sample["cls"] == label
 
 
@@ -209,27 +211,28 @@ def test_tar_lists_them(wide_set):
         ["tar", "tf", shard_url(wide_set, FULL, 7)], capture_output=True, text=True, check=True
     )
 
-    assert result.stdout.split() == ["000000049.png", "000000049.cls"]
+    encoding = Manifest.load(wide_set).level(FULL).encoding
+    assert result.stdout.split() == [f"000000049.{encoding}", "000000049.cls"]
     assert result.stderr == ""
 
 
 def test_wids_opens_them_by_a_list_made_of_the_manifest(wide_set, tmp_path):
     """Its format has URL and length of each shard, not the offsets, digests and labels we need."""
     wids = pytest.importorskip("wids")
-    manifest = Manifest.load(wide_set)
+    level = Manifest.load(wide_set).level(FULL)
     shards = [
         {"url": url, "nsamples": shard.samples}
-        for url, shard in zip(_urls(wide_set, 64), manifest.level(64).shards, strict=True)
+        for url, shard in zip(_urls(wide_set, FULL), level.shards, strict=True)
     ]
     index = io.StringIO(json.dumps({"wids_version": 1, "shardlist": shards}))
 
     dataset = wids.ShardListDataset(index, cache_dir=str(tmp_path), transformations=[])
 
     assert len(dataset) == SAMPLES
-    images = expected_images(wide_set, 64)
+    images = expected_images(wide_set, FULL)
     for number in (0, 6, 7, 49):
         sample = dataset[number]
         assert sample["__key__"] == f"{number:09d}"
-        image = np.asarray(Image.open(sample[".png"]))
+        image = np.asarray(Image.open(sample[f".{level.encoding}"]))
         np.testing.assert_array_equal(image.transpose(2, 0, 1), images[number])
         assert sample[".cls"].read() == str(number // 25).encode()
