@@ -3,17 +3,21 @@
 import errno
 import http.server
 import os
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fsspec
 import pytest
 
 from data_prep import storage
+from tests.certificates import make_certificate
+from tests.fault_proxy import fault_proxy
 from tests.services import free_ports, start_s3_server
 
 QUICK = storage.Retry(attempts=2, first_wait_s=0.01)
@@ -251,6 +255,27 @@ def test_a_missing_bucket_is_named(s3):
         storage.MissingError, match=r"no bucket for s3://not-there/x at http://127.*create it"
     ):
         storage.check_reachable("s3://not-there/x")
+
+
+def test_s3_by_https_with_an_authority_of_ones_own(s3, monkeypatch, tmp_path):
+    certificate = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate.server)
+    storage.write_atomic(f"{s3.url}/x", b"1")
+    address = urlsplit(s3.server.endpoint)
+    clear = fsspec.get_filesystem_class("s3").clear_instance_cache
+    with fault_proxy(address.hostname, address.port, tls=tls) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        clear()  # clients stay with the endpoint they began with
+        # Who is not trusted now will not be in half a minute.
+        with pytest.raises(storage.StorageError, match="CERTIFICATE_VERIFY_FAILED") as failed:
+            storage.read_bytes(f"{s3.url}/x")
+        assert "attempts" not in str(failed.value)
+
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate.authority))
+        clear()
+        assert storage.read_bytes(f"{s3.url}/x") == b"1"
+    clear()
 
 
 def test_a_store_that_hangs_is_named_in_time_and_used_again_when_it_is_back(
