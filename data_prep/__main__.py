@@ -6,8 +6,13 @@ Try it on any folder of pictures:
     tar tf data/pictures/64/000000.tar
 
 DEST is a folder or a URL such as s3://bucket/pictures (credentials from AWS_* variables).
-Killed? Run the same command again. Exit codes: 0 done, 1 failed on the way, 2 wrong request,
-3 more unusable images than --max-bad.
+Killed? Run the same command again. Before and after, look at the images and verify what was made:
+
+    python -m data_prep doctor ~/Pictures --resolution 64 --sheet suspicious.png
+    python -m data_prep check data/pictures --json report.json
+
+Exit codes: 0 done and nothing wrong, 1 failed on the way, 2 wrong request, 3 more unusable images
+than --max-bad, or errors were found.
 """
 
 # ruff: noqa: T201 (a command line prints)
@@ -20,9 +25,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from pathlib import Path
 
+from data_prep.check import check
+from data_prep.doctor import DoctorConfig, examine
 from data_prep.image_options import add_image_options, image_config
 from data_prep.job import JobConfig, JobReport, Progress, TooManyBadError, run_job
+from data_prep.report import Report
 from data_prep.sources import printable
 from data_prep.storage import StorageError
 
@@ -33,10 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    run = {"shard": _shard, "check": _check, "doctor": _doctor}[options.command]
     try:
-        config = _config(options)
-        with _progress() as progress:
-            report = run_job(config, progress)
+        return run(options)
     except TooManyBadError as err:
         _print_bad(err.bad)
         return _fail(3, str(err))
@@ -53,8 +61,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _fail(130, "stopped; run the same command again to go on")
         os._exit(130)  # not waiting for shards in the making; workers end with this process
+
+
+def _shard(options: argparse.Namespace) -> int:
+    config = _config(options)
+    with _progress() as progress:
+        report = run_job(config, progress)
     _print_report(config, report)
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    with _progress() as progress:
+        report = check(options.url, progress, workers=options.workers)
+    return _show(report, options)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    sized = options.resolution is not None or options.size is not None
+    config = DoctorConfig(
+        sources=_sources(options),
+        image=image_config(options) if sized else None,
+        include=options.include,
+        labels=options.labels,
+        landmarks=options.landmarks,
+        workers=options.workers,
+    )
+    with _progress() as progress:
+        report = examine(config, progress)
+    return _show(report, options)
+
+
+def _show(report: Report, options: argparse.Namespace) -> int:
+    """Print or write a report; 3 if there are errors in it."""
+    from rich.console import Console
+
+    if options.json == "-":
+        print(report.to_json(), end="")
+    else:
+        report.show(Console(width=80))
+        if options.json:
+            Path(options.json).write_text(report.to_json())
+    sheet = report.sheet() if options.sheet else None
+    if sheet is not None:
+        sheet.save(options.sheet, "PNG")
+    return 3 if report.count("error") else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,24 +116,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     shard = commands.add_parser("shard", help="images -> an indexed WebDataset with all levels")
+    _add_source_options(shard)
+    shard.add_argument("dest", help="folder or URL of the data set")
+    add_image_options(shard)
+    _add_workers(shard)
     shard.add_argument(
+        "--samples-per-shard", type=int, default=0, help="default 1024 up to 256 px, 256 above"
+    )
+    shard.add_argument(
+        "--max-bad", type=int, default=0, help="unusable images that may be left out (default 0)"
+    )
+    shard.add_argument("--name", default="", help="default: last component of DEST")
+    check_set = commands.add_parser("check", help="verify a data set down to every pixel")
+    check_set.add_argument("url", help="folder or URL of the data set")
+    doctor = commands.add_parser(
+        "doctor", help="look at images before they are sharded, with the options of shard"
+    )
+    _add_source_options(doctor)
+    add_image_options(doctor, size_required=False)
+    for examining in (check_set, doctor):
+        _add_workers(examining)
+        examining.add_argument(
+            "--json", metavar="FILE", help="machine-readable report; - prints it and nothing else"
+        )
+        examining.add_argument(
+            "--sheet", metavar="FILE", help="PNG with thumbnails of what is suspicious"
+        )
+    return parser
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "source",
         nargs="+",
         help="folder, zip, tar, WebDataset ({000..122}.tar), LMDB, official TFRecords, FFHQ or "
         "data set; paths or URLs; several become one",
     )
-    shard.add_argument("dest", help="folder or URL of the data set")
-    add_image_options(shard)
-    shard.add_argument(
-        "--samples-per-shard", type=int, default=0, help="default 1024 up to 256 px, 256 above"
+    parser.add_argument(
+        "--include", default="", metavar="PATTERN", help="only images whose path matches 'a/*.png'"
     )
-    shard.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="processes; the bytes do not depend on it (default: all cores)",
-    )
-    shard.add_argument(
+    parser.add_argument(
         "--labels",
         default="none",
         metavar="none|folder|source|FILE",
@@ -90,21 +163,26 @@ def _parser() -> argparse.ArgumentParser:
         "images (dataset.json, .cls, .json, TFRecords); FILE: .csv, .tsv, .txt, .parquet, .json, "
         "or FILE#column,column",
     )
-    shard.add_argument(
-        "--max-bad", type=int, default=0, help="unusable images that may be left out (default 0)"
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes; the result does not depend on it (default: all cores)",
     )
-    shard.add_argument(
-        "--include", default="", metavar="PATTERN", help="only images whose path matches 'a/*.png'"
-    )
-    shard.add_argument("--name", default="", help="default: last component of DEST")
-    return parser
+
+
+def _sources(options: argparse.Namespace) -> tuple[str, ...]:
+    if not all(source.strip() for source in options.source):
+        raise ValueError("SOURCE is empty; name a folder, an archive or a URL")
+    return tuple(options.source)
 
 
 def _config(options: argparse.Namespace) -> JobConfig:
-    if not all(source.strip() for source in options.source):
-        raise ValueError("SOURCE is empty; name a folder, an archive or a URL")
     return JobConfig(
-        source=tuple(options.source),
+        source=_sources(options),
         include=options.include,
         dest=options.dest,
         image=image_config(options),

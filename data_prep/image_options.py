@@ -8,9 +8,9 @@ from data_prep.images import ImageConfig
 from data_prep.pyramid import level_sizes, resolutions
 
 
-def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """Add them all; one of --resolution and --size has to be given."""
-    size = parser.add_mutually_exclusive_group(required=True)
+def add_image_options(parser: argparse.ArgumentParser, *, size_required: bool = True) -> None:
+    """Add them all; --resolution and --size exclude each other."""
+    size = parser.add_mutually_exclusive_group(required=size_required)
     size.add_argument("--resolution", type=int, help="full level in px, 2^n")
     size.add_argument(
         "--size",

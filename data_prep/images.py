@@ -177,7 +177,7 @@ def load_image(content: bytes, config: ImageConfig, face: Points | None = None) 
         BadImageError: It cannot be decoded, or is nothing this program accepts.
     """
     picture = decode_image(content, config)
-    image, enlarged = _fitted(picture.image, config, face)
+    image, enlarged = fit_image(picture.image, config, face)
     pixels = np.asarray(image)
     as_it_is = (
         picture.plain
@@ -215,6 +215,42 @@ def decode_image(content: bytes, config: ImageConfig) -> Picture:
         return Picture(converted, kind, image.mode, tuple(dict.fromkeys(remarks)), plain)
 
 
+def fit_image(
+    image: Image.Image, config: ImageConfig, face: Points | None
+) -> tuple[Image.Image, bool]:
+    """Crop and resize to the full level; whether that enlarged it.
+
+    Raises:
+        BadImageError: It has another shape and is not to be cropped, or no face is found.
+    """
+    width, height = config.size
+    if config.crop == "face":
+        try:
+            if face is None:
+                if not config.face_model:
+                    raise FaceError("no face: the landmarks do not name this image")
+                face = find_face(image, config.face_model)
+            return aligned(image, face, width)
+        except FaceError as err:
+            raise BadImageError(str(err)) from err
+    if config.crop == "centre-wide":
+        height = width * 3 // 4
+    part = _centre(image, width, height)
+    if part is not image and config.crop == "none":
+        shape = "square" if width == height else f"{width}:{height}"
+        raise BadImageError(
+            f"not {shape}: {image.width}x{image.height}; use --crop centre to cut it"
+        )
+    enlarged = part.width < width
+    if part.size != (width, height):
+        part = part.resize((width, height), Image.Resampling.LANCZOS)
+    if config.crop == "centre-wide":
+        bars = Image.new(part.mode, (width, width))
+        bars.paste(part, (0, (width - height) // 2))
+        part = bars
+    return part, enlarged
+
+
 @contextmanager
 def _reasons() -> Iterator[None]:
     """Turn whatever a broken file leads Pillow's readers into into a reason."""
@@ -230,7 +266,11 @@ def _reasons() -> Iterator[None]:
         raise BadImageError(f"too many pixels: {err}") from err
     except Exception as err:
         message = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "file", str(err))
-        kind = "truncated" if "truncated" in message or isinstance(err, EOFError) else "damaged"
+        kind = (
+            "truncated"
+            if "truncated" in message.lower() or isinstance(err, EOFError)
+            else "damaged"
+        )
         raise BadImageError(f"{kind}: {type(err).__name__}: {message}") from err
 
 
@@ -326,38 +366,6 @@ def _srgb_transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     assert result is not None
     change = np.asarray(result).astype(int) - np.asarray(probe.convert("RGB"))
     return transform if np.abs(change).max() > 1 else None
-
-
-def _fitted(
-    image: Image.Image, config: ImageConfig, face: Points | None
-) -> tuple[Image.Image, bool]:
-    """Crop and resize to the full level; whether that enlarged it."""
-    width, height = config.size
-    if config.crop == "face":
-        try:
-            if face is None:
-                if not config.face_model:
-                    raise FaceError("no face: the landmarks do not name this image")
-                face = find_face(image, config.face_model)
-            return aligned(image, face, width)
-        except FaceError as err:
-            raise BadImageError(str(err)) from err
-    if config.crop == "centre-wide":
-        height = width * 3 // 4
-    part = _centre(image, width, height)
-    if part is not image and config.crop == "none":
-        shape = "square" if width == height else f"{width}:{height}"
-        raise BadImageError(
-            f"not {shape}: {image.width}x{image.height}; use --crop centre to cut it"
-        )
-    enlarged = part.width < width
-    if part.size != (width, height):
-        part = part.resize((width, height), Image.Resampling.LANCZOS)
-    if config.crop == "centre-wide":
-        bars = Image.new(part.mode, (width, width))
-        bars.paste(part, (0, (width - height) // 2))
-        part = bars
-    return part, enlarged
 
 
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from data_prep import storage
 from data_prep.align import Points, points_of, read_landmarks
-from data_prep.images import BadImageError, ImageConfig, load_image
+from data_prep.images import BadImageError, ImageConfig, kind_of, load_image
 from data_prep.labels import LabelTable, check_labels_option, read_labels
 from data_prep.manifest import Labels, Level, Manifest, manifest_url
 from data_prep.pyramid import encoding, level_sizes
@@ -285,7 +285,9 @@ def _write_quarantine(dest: str, bad: dict[str, str]) -> None:
     if not bad:
         storage.delete(url)
         return
-    rows = [{"source": name, "reason": bad[name]} for name in sorted(bad)]
+    rows = [
+        {"source": name, "kind": kind_of(bad[name]), "reason": bad[name]} for name in sorted(bad)
+    ]
     storage.write_atomic(url, (json.dumps({"format": 1, "images": rows}, indent=1) + "\n").encode())
 
 

@@ -13,12 +13,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Protocol, TypeVar
 
 from data_prep import storage
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+class _Numbered(Protocol):
+    @property
+    def number(self) -> int: ...
+
+
+NumberedResult = TypeVar("NumberedResult", bound=_Numbered)
 
 _PRELOADED = ["data_prep.shards", "webdataset"]
 
@@ -116,3 +124,14 @@ def unordered(
     while running:
         done, running = wait(running, return_when=FIRST_COMPLETED)
         yield from (future.result() for future in done)
+
+
+def in_order(results: Iterable[NumberedResult]) -> Iterator[NumberedResult]:
+    """Results by their numbers from 0, each as soon as those before it are there."""
+    waiting: dict[int, NumberedResult] = {}
+    wanted = 0
+    for result in results:
+        waiting[result.number] = result
+        while wanted in waiting:
+            yield waiting.pop(wanted)
+            wanted += 1

@@ -114,14 +114,18 @@ def damage(url: str, resolution: int, sample: int) -> None:
     storage.write_atomic(tar, bytes(content))
 
 
-def write_nonsense(url: str, resolution: int, sample: int) -> None:
-    """Make the image of `sample` undecodable, with right digests all the way up."""
+def write_nonsense(url: str, resolution: int, sample: int, nonsense: bytes = b"") -> None:
+    """Make the image of `sample` undecodable, with right digests all the way up.
+
+    Or put other bytes in its place, if they are as many.
+    """
     manifest = Manifest.load(url)
     number, row = manifest.locate(sample)
     index = ShardIndex.load(url, resolution, number, manifest)
     tar = shard_url(url, resolution, number)
     content = bytearray(storage.read_bytes(tar))
-    nonsense = b"?" * index.lengths[row]
+    nonsense = nonsense or b"?" * index.lengths[row]
+    assert len(nonsense) == index.lengths[row]
     content[index.offsets[row] : index.offsets[row] + index.lengths[row]] = nonsense
     digests = [*index.sha256]
     digests[row] = sample_digest(nonsense)
