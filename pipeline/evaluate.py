@@ -321,11 +321,13 @@ def _show(results: Sequence[MetricResult], console: Console) -> None:
         console.print(f"  {key}: {value}", markup=False)
     keys = dict.fromkeys(key for result in results for key in result.fingerprint)
     for key in keys:
-        values = {r.name: r.fingerprint[key] for r in results if key in r.fingerprint}
-        if len(values) == len(results) and len(set(values.values())) == 1:
-            values = {"": values[results[0].name]}
-        for name, value in values.items():
-            console.print(f"  {key}: {value}{f' ({name})' if name else ''}", markup=False)
+        names: dict[str, list[str]] = {}
+        for result in results:
+            if key in result.fingerprint:
+                names.setdefault(str(result.fingerprint[key]), []).append(result.name)
+        for value, of in names.items():
+            whose = f" ({', '.join(of)})" if len(of) < len(results) else ""
+            console.print(f"  {key}: {value}{whose}", markup=False)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,19 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline import bundle as bundles
 from pipeline import evaluate as command
+from pipeline import registry
+from pipeline.checkpoint import Checkpoints
+from pipeline.record import update_record
+from pipeline.tracking import Tracker, TrackingConfig, history
 from tests.measured import values
 
 ROOT = Path(command.__file__).parents[1]
@@ -40,6 +46,36 @@ def test_the_command_line_prints_json_of_a_chosen_checkpoint(run, data, results,
             {**dataclasses.asdict(results[1]), "fingerprint_digest": results[1].fingerprint_digest}
         )
     )
+
+
+# MLflow's own use of SQLAlchemy.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_registered_model_is_measured_and_values_of_a_checkpoint_get_their_curve(
+    run, data, tmp_path, capsys
+):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    config = TrackingConfig(uri=uri, experiment="evaluate", system_metrics=False)
+    tracker = Tracker.open(config, run_id=None, spool=tmp_path / "spool")
+    tracker.finish("FINISHED")
+    url = Checkpoints(run).latest().url
+    own = tmp_path / "run" / "checkpoints" / Path(url).name
+    shutil.copytree(url, own)
+    update_record(str(tmp_path / "run"), tracking_uri=uri, tracking_run_id=tracker.run_id)
+    asked = ["--metrics", "msssim", "--num-images", "2", "--device", "cpu", "--cache", ""]
+
+    for seed in ("0", "0", "1"):
+        assert command.main(["--checkpoint", str(own), *asked, "--seed", seed]) == 0
+    first, other = history(uri, tracker.run_id).items()
+    assert first[0] == "metric/msssim2"
+    assert [nimg for nimg, _ in first[1]] == [8000], "the same value is logged once"
+    assert other[0].startswith("metric/msssim2-"), "another seed has a curve of its own"
+
+    bundle = bundles.from_checkpoint(url)
+    registry.register(bundle, uri=uri, run_id=tracker.run_id, name="small", alias="champion")
+    model = ["--model", "models:/small@champion", "--data", data, "--tracking-uri", uri]
+    capsys.readouterr()
+    assert command.main([*model, *asked]) == 0
+    assert capsys.readouterr().out.startswith(f"msssim2  {first[1][0][1]:.6g}  ")
 
 
 @pytest.mark.parametrize(
