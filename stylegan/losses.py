@@ -14,6 +14,14 @@ from torch.nn.functional import cross_entropy, relu, softplus
 Logits = Float[Tensor, "n 1"]
 
 
+def _pair(real_logits: Tensor, fake_logits: Tensor) -> None:
+    if real_logits.shape != fake_logits.shape:
+        raise ValueError(
+            f"real_logits have shape {tuple(real_logits.shape)} and fake_logits "
+            f"{tuple(fake_logits.shape)}; pass D's logits of as many reals as fakes, [n, 1]"
+        )
+
+
 def g_logistic_ns(fake_logits: Logits) -> Float[Tensor, " n"]:
     """Non-saturating loss of G (Goodfellow et al. 2014, Section 3)."""
     return softplus(-fake_logits).squeeze(1)
@@ -36,16 +44,19 @@ def g_hinge(fake_logits: Logits) -> Float[Tensor, " n"]:
 
 def d_logistic(real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " n"]:
     """Logistic loss of D (Goodfellow et al. 2014, Eq. 1)."""
+    _pair(real_logits, fake_logits)
     return (softplus(fake_logits) + softplus(-real_logits)).squeeze(1)
 
 
 def d_wgan(real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " n"]:
     """Wasserstein loss of D; Progressive GAN adds `wgan_gp` and `drift`."""
+    _pair(real_logits, fake_logits)
     return (fake_logits - real_logits).squeeze(1)
 
 
 def d_hinge(real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " n"]:
     """Hinge loss of D (Lim & Ye 2017)."""
+    _pair(real_logits, fake_logits)
     return (relu(1 + fake_logits) + relu(1 - real_logits)).squeeze(1)
 
 

@@ -57,13 +57,11 @@ def latents(seeds: Sequence[int], z_size: int) -> Float[Tensor, "n z"]:
     """Latents z of the seeds; each depends on its seed alone.
 
     Raises:
-        ValueError: A seed is out of range.
+        ValueError: A seed is out of range, or there is none.
     """
-    for seed in seeds:
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed is {seed}; choose from 0 to {MAX_SEED}")
+    _check_seeds(seeds)
     rows = [np.random.RandomState(seed).standard_normal(z_size) for seed in seeds]
-    return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(len(seeds), z_size))
+    return torch.from_numpy(np.array(rows, dtype=np.float32))
 
 
 @torch.no_grad()
@@ -93,6 +91,11 @@ def sample(
     Raises:
         ValueError: An argument is out of range.
     """
+    _check_seeds(seeds)
+    if labels is not None and len(labels) != len(seeds):
+        raise ValueError(
+            f"labels are {len(labels)}, but seeds {len(seeds)}; give one label for each seed"
+        )
     images = []
     for start in range(0, len(seeds), batch):
         part = seeds[start : start + batch]
@@ -214,6 +217,8 @@ def arithmetic(
     Returns:
         For each term the images of its seeds and that of their mean; then that of the sum.
     """
+    if not terms:
+        raise ValueError("there is nothing to add up; give one group of seeds or more")
     device = Gs.w_avg.device
 
     def to_w(z: Tensor) -> Tensor:
@@ -255,6 +260,14 @@ def one_hot(classes: Int64[Tensor, " n"], label_size: int) -> Float[Tensor, "n d
 def to_uint8(images: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
     """[-1, 1] to bytes: x * 127.5 + 128, clipped and truncated, so halves are rounded up."""
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if not len(seeds):
+        raise ValueError("there is no seed; give one or more, and in each group")
+    for seed in seeds:
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed is {seed}; choose from 0 to {MAX_SEED}")
 
 
 def _truncated(

@@ -344,7 +344,7 @@ def test_normal_latents_become_uniform(kind: str):
         (lambda: tiny_gan(initial_range=0), r"D\.initial_range is 0; weights that are all equal"),
         (
             lambda: tiny_gan()[1](normal(2, 3, 4, 4), dropout=uniform(2, 57)),
-            r"D got 57 dropout numbers for each image, but drops with 58",
+            r"dropout has shape \(2, 57\), but D takes \[2, 58\]",
         ),
         (lambda: tiny_gan()[0](normal(2, 5)), r"G takes \[n, 6\]"),
         (lambda: tiny_dcgan()[0](normal(2, 6), lod=1.0), "lod is 1.0, but G does not grow"),

@@ -185,7 +185,7 @@ def test_modules_that_networks_here_cannot_be_are_refused(module: Module, messag
 def test_modules_that_contain_themselves_are_refused():
     module = torch_G()
     module.meta["state"]["_modules"]["again"] = module
-    with pytest.raises(ArchiveError, match="stands in two places|damaged pickle"):
+    with pytest.raises(ArchiveError, match=r"stands in two places|damaged pickle"):
         read({"G": module}, "G")
 
 

@@ -19,8 +19,14 @@ from torch.nn.functional import conv2d, conv_transpose2d, leaky_relu, linear, re
 from stylegan.batch_norm import BatchNorm
 from stylegan.layers import normal
 from stylegan.networks import interface
-from stylegan.networks.fixed_size import FixedSizeConfig, FixedSizeGenerator, UniformLatents
-from stylegan.networks.interface import check_images, only_full_size
+from stylegan.networks.fixed_size import FixedSizeConfig, UniformLatents
+from stylegan.networks.interface import (
+    accepted,
+    check_images,
+    check_noise,
+    check_ws,
+    only_full_size,
+)
 
 _INITIAL_STD = 0.02
 
@@ -135,6 +141,8 @@ class Synthesis(nn.Module):
     ) -> Float[Tensor, "n c h w"]:
         """Images; there is one w, no noise and no lod but 0."""
         only_full_size(self.config, lod)
+        check_ws(ws, self.config, lod)
+        check_noise(noise, len(ws), self.config, lod)
         side = self.config.sides[0]
         x: Tensor = self.project(ws[:, 0]).unflatten(1, (-1, side, side))
         for norm, conv in zip(self.norms, self.convs, strict=True):
@@ -142,7 +150,7 @@ class Synthesis(nn.Module):
         return torch.tanh(x)
 
 
-class Generator(FixedSizeGenerator):
+class Generator(interface.Generator):
     """DCGAN's G."""
 
     config: GeneratorConfig
@@ -151,7 +159,7 @@ class Generator(FixedSizeGenerator):
 
     def __init__(self, config: GeneratorConfig, *, seed: int = 0) -> None:
         """Initial weights are a function of `config` and `seed` alone."""
-        super().__init__(config, w_size=config.z_size)
+        super().__init__(config)
         self.mapping = UniformLatents(config)
         self.synthesis = Synthesis(config, torch.Generator("cpu").manual_seed(seed))
 
@@ -184,6 +192,7 @@ class Discriminator(interface.Discriminator):
         """Logits; there are no labels, no lod but 0 and no dropout."""
         only_full_size(self.config, lod)
         check_images(images, self.config.resolution, self.config)
+        accepted(labels, len(images), self.config)
         first, *convs = self.convs
         x: Tensor = leaky_relu(first(images), 0.2)
         for conv, norm in zip(convs, self.norms, strict=True):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan.networks import interface
-from stylegan.networks.interface import NetworkConfig, check_z
+from stylegan.networks.interface import NetworkConfig, accepted, check_z
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +27,6 @@ class FixedSizeConfig(NetworkConfig):
             )
 
 
-class FixedSizeGenerator(interface.Generator):
-    """A generator whose one w is the latent itself."""
-
-    def layers(self, lod: float = 0.0) -> int:
-        """There is one w alone."""
-        return 1
-
-    def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
-        """There are no noise inputs."""
-        return ()
-
-
 class UniformLatents(nn.Module):
     """Normal z to components that are uniform in [-1, 1], through their distribution function."""
 
@@ -50,4 +38,5 @@ class UniformLatents(nn.Module):
         self, z: Float[Tensor, "n z_size"], labels: Float[Tensor, "n d"] | None = None
     ) -> Float[Tensor, "n z_size"]:
         check_z(z, self.config)
+        accepted(labels, len(z), self.config)
         return torch.erf(z * math.sqrt(0.5))

@@ -17,8 +17,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from stylegan.networks import interface
-from stylegan.networks.fixed_size import FixedSizeConfig, FixedSizeGenerator, UniformLatents
-from stylegan.networks.interface import check_images, only_full_size
+from stylegan.networks.fixed_size import FixedSizeConfig, UniformLatents
+from stylegan.networks.interface import (
+    accepted,
+    check_images,
+    check_noise,
+    check_shape,
+    check_ws,
+    only_full_size,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +159,8 @@ class Synthesis(nn.ModuleList):
     ) -> Float[Tensor, "n c h w"]:
         """Images; there is one w, no noise and no lod but 0."""
         only_full_size(self.config, lod)
+        check_ws(ws, self.config, lod)
+        check_noise(noise, len(ws), self.config, lod)
         *hidden, last = self
         x = ws[:, 0]
         for layer in hidden:
@@ -161,7 +170,7 @@ class Synthesis(nn.ModuleList):
         return images.reshape(len(x), self.config.channels, side, side)
 
 
-class Generator(FixedSizeGenerator):
+class Generator(interface.Generator):
     """G of rectified linear units."""
 
     config: GeneratorConfig
@@ -170,7 +179,7 @@ class Generator(FixedSizeGenerator):
 
     def __init__(self, config: GeneratorConfig, *, seed: int = 0) -> None:
         """Initial weights are a function of `config` and `seed` alone."""
-        super().__init__(config, w_size=config.z_size)
+        super().__init__(config)
         self.mapping = UniformLatents(config)
         self.synthesis = Synthesis(config, torch.Generator("cpu").manual_seed(seed))
 
@@ -211,23 +220,21 @@ class Discriminator(interface.Discriminator):
         """
         only_full_size(self.config, lod)
         check_images(images, self.config.resolution, self.config)
+        accepted(labels, len(images), self.config)
         rates = [self.config.input_dropout, *[self.config.dropout] * len(self.hidden)]
-        numbers = self._split(dropout)
+        numbers = self._split(dropout, len(images))
         x = images.flatten(1)
         for layer, rate, u in zip([*self.hidden, self.last], rates, numbers, strict=True):
             x = layer(x if u is None else _drop(x, u, rate))
         return x
 
-    def _split(self, dropout: Tensor | None) -> Sequence[Tensor | None]:
+    def _split(self, dropout: Tensor | None, count: int) -> Sequence[Tensor | None]:
         """The numbers of each layer, None for those without."""
         sizes = self.config.dropout_sizes
         if dropout is None:
             return [None] * len(sizes)
-        if dropout.shape[1] != sum(sizes):
-            raise ValueError(
-                f"D got {dropout.shape[1]} dropout numbers for each image, but drops with "
-                f"{sum(sizes)}; pass [n, config.dropout_size], or None for no dropout"
-            )
+        remedy = "pass config.dropout_size numbers for each image, or None for no dropout"
+        check_shape("dropout", dropout, (count, sum(sizes)), by="D", remedy=remedy)
         return [u if u.shape[1] else None for u in dropout.split(sizes, dim=1)]
 
 

@@ -7,9 +7,11 @@ Legend: n images, c h w, l layers, d label components, k outputs of D,
 u dropout numbers.
 """
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -30,6 +32,7 @@ class NetworkConfig:
     """Components of a label; 0 = no labels."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_resolution()
         self._at_least("channels", 1)
         self._at_least("label_size", 0)
@@ -43,6 +46,15 @@ class NetworkConfig:
     def grows(self) -> bool:
         """Whether lods above 0 exist."""
         return False
+
+    def _check_types(self) -> None:
+        """See that choices are among those that there are, and that numbers are numbers."""
+        config: Any = type(self)
+        for key, (allowed, meaning) in _rules(config).items():
+            value = getattr(self, key)
+            ok = isinstance(value, allowed) if isinstance(allowed, type) else value in allowed
+            if not ok and not (allowed is float and isinstance(value, int)):
+                raise ValueError(f"{self.name}.{key} is {value!r}; choose {meaning}")
 
     def _check_resolution(self) -> None:
         if self.resolution < 4 or self.resolution & (self.resolution - 1):
@@ -66,6 +78,19 @@ class GeneratorConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least("z_size", 1)
+
+    @property
+    def w_size(self) -> int:
+        """Components of a w."""
+        return self.z_size
+
+    def layers(self, lod: float = 0.0) -> int:
+        """Rows of `ws` that images of `lod` depend on; 1 where all layers take the same w."""
+        return 1
+
+    def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
+        """Side in pixels of each noise input of `lod`."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +132,20 @@ class Generator(nn.Module, ABC):
     usual_cutoff: int | None
     """Layers that are truncated then; None = all."""
 
-    def __init__(self, config: GeneratorConfig, *, w_size: int) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("w_avg", torch.zeros(w_size))
+        self.register_buffer("w_avg", torch.zeros(config.w_size))
         self.usual_psi = 0.7 if self.layers() > 1 else 1.0
         self.usual_cutoff = None
 
-    @abstractmethod
     def layers(self, lod: float = 0.0) -> int:
         """Rows of `ws` that images of `lod` depend on; 1 where all layers take the same w."""
+        return self.config.layers(lod)
 
-    @abstractmethod
     def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
         """Side in pixels of each noise input of `lod`."""
+        return self.config.noise_sides(lod)
 
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in images of `lod`."""
@@ -129,6 +154,8 @@ class Generator(nn.Module, ABC):
 
     def broadcast(self, w: Float[Tensor, "n w_size"]) -> Float[Tensor, "n l w_size"]:
         """The same w for every layer."""
+        sizes = ("n", self.config.w_size)
+        check_shape("w", w, sizes, by="G", remedy="pass what G.mapping gives")
         return w[:, None].expand(-1, self.layers(), -1)
 
     def truncate(
@@ -140,7 +167,14 @@ class Generator(nn.Module, ABC):
             ws: One w per layer.
             psi: 1 = unchanged, 0 = the mean.
             cutoff: How many layers, counted from the coarsest; None = none of them.
+
+        Raises:
+            ValueError: `ws` has another shape, or the cutoff is below 0.
         """
+        sizes = ("n", "l", self.config.w_size)
+        check_shape("ws", ws, sizes, by="G.truncate", remedy="pass what G.broadcast gives")
+        if cutoff is not None and cutoff < 0:
+            raise ValueError(f"cutoff is {cutoff}; choose 0 or more, or None for no truncation")
         if cutoff is None or psi == 1:
             return ws
         truncated = torch.lerp(self.w_avg, ws[:, :cutoff], psi)
@@ -193,46 +227,133 @@ class Discriminator(nn.Module, ABC):
         return list(self.parameters())
 
 
-def check_z(z: Float[Tensor, "n z_size"], config: GeneratorConfig) -> None:
+@functools.cache
+def _rules(config: Any) -> Mapping[str, tuple[Any, str]]:
+    """Of each field the choices or the type of its numbers, and the same in words."""
+    rules: dict[str, tuple[Any, str]] = {}
+    for key, hint in get_type_hints(config).items():
+        if get_origin(hint) is Literal:
+            rules[key] = get_args(hint), f"from {', '.join(map(str, get_args(hint)))}"
+        elif hint in _IN_WORDS:
+            rules[key] = hint, _IN_WORDS[hint]
+    return rules
+
+
+_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def check_shape(
+    name: str, tensor: Tensor, sizes: Sequence[int | str], *, by: str, remedy: str
+) -> None:
+    """See that a tensor has the shape that is expected of it.
+
+    Args:
+        name: Of the argument.
+        tensor: Its value.
+        sizes: Of each axis; any size that is but named, such as "n".
+        by: What takes it.
+        remedy: What to do else.
+
+    Raises:
+        ValueError: It has another one.
+    """
+    expected = [size if isinstance(size, int) else None for size in sizes]
+    fits = tensor.ndim == len(sizes) and all(
+        size is None or size == actual for size, actual in zip(expected, tensor.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, but {by} takes "
+            f"[{', '.join(map(str, sizes))}]; {remedy}"
+        )
+
+
+def check_z(z: Tensor, config: GeneratorConfig) -> None:
     """See that latents are of the size that a generator was made for.
 
     Raises:
         ValueError: They are not.
     """
-    if z.shape[1] != config.z_size:
-        raise ValueError(
-            f"z has shape {tuple(z.shape)}, but G takes [n, {config.z_size}]; pass latents of "
-            f"{config.z_size} components or make G with another z_size"
-        )
+    remedy = f"pass latents of {config.z_size} components or make G with another z_size"
+    check_shape("z", z, ("n", config.z_size), by="G", remedy=remedy)
 
 
-def required(labels: Float[Tensor, "n d"] | None, config: NetworkConfig) -> Float[Tensor, "n d"]:
-    """The labels of a network that was made for them.
+def check_ws(ws: Tensor, config: GeneratorConfig, lod: float) -> None:
+    """See that there is one w for each layer that a lod reaches, or for each of all layers.
 
     Raises:
-        ValueError: There are none, or of another size.
+        ValueError: There are others.
     """
-    if labels is None or labels.shape[1] != config.label_size:
-        got = "none" if labels is None else f"labels of {labels.shape[1]}"
+    least, most = config.layers(lod), config.layers()
+    rows = f"{least}" if least == most else f"{least} to {most}"
+    remedy = "pass one w for each layer, such as G.broadcast(G.mapping(z)) has them"
+    check_shape("ws", ws, ("n", rows, config.w_size), by="G.synthesis", remedy=remedy)
+    if not least <= ws.shape[1] <= most:
+        raise ValueError(f"ws has {ws.shape[1]} rows, but G.synthesis takes {rows}; {remedy}")
+
+
+def check_noise(
+    noise: Sequence[Tensor] | None, count: int, config: GeneratorConfig, lod: float
+) -> None:
+    """See that each layer that a lod reaches has noise of its size.
+
+    Args:
+        noise: One for each layer, for all images or for each; None = the stored noise.
+        count: Of images.
+        config: Of the generator.
+        lod: Level of detail.
+
+    Raises:
+        ValueError: They are too few, too many, or of another size.
+    """
+    if noise is None:
+        return
+    sides, most = config.noise_sides(lod), config.noise_sides()
+    remedy = "pass noise as G.noise_sides has it, or None for the stored noise"
+    if not len(sides) <= len(noise) <= len(most):
         raise ValueError(
-            f"{config.name} was made for labels of {config.label_size} components and got {got}; "
+            f"noise has {len(noise)} maps, but G.synthesis takes {len(sides)} of sides "
+            f"{list(sides)}; {remedy}"
+        )
+    for number, (layer, side) in enumerate(zip(noise, sides, strict=False)):
+        first = 1 if layer.ndim and layer.shape[0] == 1 else count
+        sizes = (first, 1, side, side)
+        check_shape(f"noise {number}", layer, sizes, by="G.synthesis", remedy=remedy)
+
+
+def accepted(labels: Tensor | None, count: int, config: NetworkConfig) -> Tensor | None:
+    """The labels of so many images or latents; None if the network was made without labels.
+
+    Raises:
+        ValueError: They are missing, or of another shape, or more than the network knows.
+    """
+    if labels is None and not config.label_size:
+        return None
+    if labels is None:
+        raise ValueError(
+            f"{config.name} was made for labels of {config.label_size} components and got none; "
             f"pass such labels or make {config.name} with another label_size"
         )
+    if not config.label_size:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, but {config.name} was made without labels; "
+            f"pass None or make {config.name} with another label_size"
+        )
+    remedy = f"pass one label for each or make {config.name} with another label_size"
+    check_shape("labels", labels, (count, config.label_size), by=config.name, remedy=remedy)
     return labels
 
 
-def check_images(images: Float[Tensor, "n c h w"], side: int, config: NetworkConfig) -> None:
-    """See that images are what a discriminator takes.
+def check_images(images: Tensor, side: int, config: NetworkConfig) -> None:
+    """See that images are what a discriminator takes, and that there are any.
 
     Raises:
-        ValueError: Another size or other channels.
+        ValueError: Another size or other channels, or no image.
     """
-    expected = (config.channels, side, side)
-    if tuple(images.shape[1:]) != expected:
-        raise ValueError(
-            f"D got images of shape {tuple(images.shape)}, but takes [n, {config.channels}, "
-            f"{side}, {side}]; pass images of the level floor(lod), channels first"
-        )
+    remedy = "pass images of the level floor(lod), channels first"
+    check_shape("images", images, ("n", config.channels, side, side), by="D", remedy=remedy)
+    if not images.shape[0]:
+        raise ValueError("images are none at all; pass D one or more")
 
 
 def parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan.layers import HE_GAIN, Activation, Linear, activate, normal, pixel_norm
-from stylegan.networks.interface import GeneratorConfig, check_z, required
+from stylegan.networks.interface import GeneratorConfig, accepted, check_z
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,9 @@ class Mapping(nn.ModuleList):
         self, z: Float[Tensor, "n z_size"], labels: Float[Tensor, "n d"] | None = None
     ) -> Float[Tensor, "n w_size"]:
         check_z(z, self.config)
-        x = z
-        if self.config.label_size:
-            embedded = required(labels, self.config).to(z.dtype) @ self.label_weight
-            x = torch.cat([x, embedded], dim=1)
+        x, known = z, accepted(labels, len(z), self.config)
+        if known is not None:
+            x = torch.cat([x, known.to(z.dtype) @ self.label_weight], dim=1)
         if self.config.normalize_z:
             x = pixel_norm(x)
         for layer in self:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from stylegan.layers import HE_GAIN, Conv, Linear, UpConv, activate, pixel_norm
 from stylegan.networks import interface, stylegan
 from stylegan.networks.growing import GrowingConfig, GrowingDiscriminatorConfig
-from stylegan.networks.interface import check_images, check_z, parameters, required
+from stylegan.networks.interface import (
+    accepted,
+    check_images,
+    check_noise,
+    check_ws,
+    check_z,
+    parameters,
+)
 from stylegan.resample import blocky_up, box_down
 
 
@@ -58,8 +65,9 @@ class NormalizedLatents(nn.Module):
         self, z: Float[Tensor, "n z_size"], labels: Float[Tensor, "n d"] | None = None
     ) -> Float[Tensor, "n w_size"]:
         check_z(z, self.config)
-        if self.config.label_size:
-            z = torch.cat([z, required(labels, self.config).to(z.dtype)], dim=1)
+        known = accepted(labels, len(z), self.config)
+        if known is not None:
+            z = torch.cat([z, known.to(z.dtype)], dim=1)
         return pixel_norm(z)
 
 
@@ -104,6 +112,8 @@ class Synthesis(nn.Module):
         lod: float = 0.0,
     ) -> Float[Tensor, "n c h w"]:
         """Images at the native size of `lod`; there is one w and no noise."""
+        check_ws(ws, self.config, lod)
+        check_noise(noise, len(ws), self.config, lod)
         previous = x = ws[:, 0]
         for resolution in self.config.resolutions(lod):
             previous, x = x, self.blocks[str(resolution)](x)
@@ -126,17 +136,9 @@ class Generator(interface.Generator):
 
     def __init__(self, config: GeneratorConfig, *, seed: int = 0) -> None:
         """Initial weights are a function of `config` and `seed` alone."""
-        super().__init__(config, w_size=config.w_size)
+        super().__init__(config)
         self.mapping = NormalizedLatents(config)
         self.synthesis = Synthesis(config, torch.Generator("cpu").manual_seed(seed))
-
-    def layers(self, lod: float = 0.0) -> int:
-        """There is one w alone."""
-        return 1
-
-    def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
-        """There are no noise inputs."""
-        return ()
 
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in images of `lod`."""
@@ -179,6 +181,8 @@ class Discriminator(interface.Discriminator):
         """
         *coarse, fine = self.config.heads(lod)
         check_images(images, fine, self.config)
+        if labels is not None:
+            accepted(labels, len(images), self.config)
         x = self._from_rgb(images, fine)
         for resolution in reversed(self.config.resolutions(lod)[1:]):
             x = self.blocks[str(resolution)](x)

@@ -28,7 +28,13 @@ from stylegan.layers import (
 )
 from stylegan.networks import interface
 from stylegan.networks.growing import GrowingConfig, GrowingDiscriminatorConfig
-from stylegan.networks.interface import check_images, parameters, required
+from stylegan.networks.interface import (
+    accepted,
+    check_images,
+    check_noise,
+    check_ws,
+    parameters,
+)
 from stylegan.networks.mapping import Mapping, MappingConfig
 from stylegan.resample import Blur, blocky_up, box_down
 
@@ -80,6 +86,14 @@ class GeneratorConfig(MappingConfig, _Switches):
                 "G.const_input is on and G.use_styles off, so that no latent enters G at all; "
                 "set G.const_input=false or G.use_styles=true"
             )
+
+    def layers(self, lod: float = 0.0) -> int:
+        """Rows of `ws` that images of `lod` depend on; 1 without styles."""
+        return 2 * len(self.resolutions(lod)) if self.use_styles else 1
+
+    def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
+        """Side in pixels of each noise input of `lod`; none without noise."""
+        return tuple(side for side in self.resolutions(lod) for _ in range(2)) * self.use_noise
 
     def fused(self, resolution: int) -> bool:
         """Whether the block of `resolution` stores its first kernel flipped."""
@@ -181,8 +195,7 @@ class Synthesis(nn.Module):
             shape, use_wscale = (config.channels, config.fmaps(resolution), 1, 1), config.use_wscale
             self.blocks[str(resolution)] = SynthesisBlock(resolution, config, blur, rng)
             self.to_rgb[str(resolution)] = Conv(shape, rng=rng, gain=1.0, use_wscale=use_wscale)
-        sides = [side for side in config.resolutions() for _ in range(2)] * config.use_noise
-        for layer, side in enumerate(sides):
+        for layer, side in enumerate(config.noise_sides()):
             self.register_buffer(f"noise{layer}", normal((1, 1, side, side), rng))
 
     def forward(
@@ -195,10 +208,12 @@ class Synthesis(nn.Module):
         """Images at the native size of `lod`.
 
         Args:
-            ws: One w per layer; without styles only the first is read.
+            ws: One w per layer that `lod` reaches, or per layer; without styles a single one.
             noise: [n 1 h w] per layer that `lod` reaches; None = the stored noise.
             lod: Level of detail; 0 = full resolution.
         """
+        check_ws(ws, self.config, lod)
+        check_noise(noise, len(ws), self.config, lod)
         resolutions = self.config.resolutions(lod)
         if not self.config.use_noise:
             noise = None
@@ -208,7 +223,7 @@ class Synthesis(nn.Module):
         previous: Tensor | None = None
         for index, resolution in enumerate(resolutions):
             layers = (2 * index, 2 * index + 1)
-            w = [ws[:, min(layer, ws.shape[1] - 1)] for layer in layers]
+            w = [ws[:, layer if self.config.use_styles else 0] for layer in layers]
             maps = [None if noise is None else noise[layer] for layer in layers]
             previous, x = x, self.blocks[str(resolution)](x, w, maps)
 
@@ -230,20 +245,10 @@ class Generator(interface.Generator):
 
     def __init__(self, config: GeneratorConfig, *, seed: int = 0) -> None:
         """Initial weights are a function of `config` and `seed` alone."""
-        super().__init__(config, w_size=config.w_size)
+        super().__init__(config)
         rng = torch.Generator("cpu").manual_seed(seed)
         self.mapping = Mapping(config, rng, use_wscale=config.use_wscale)
         self.synthesis = Synthesis(config, rng)
-
-    def layers(self, lod: float = 0.0) -> int:
-        """Rows of `ws` that images of `lod` depend on; 1 without styles."""
-        return 2 * len(self.config.resolutions(lod)) if self.config.use_styles else 1
-
-    def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
-        """Side in pixels of each noise input of `lod`; none without noise."""
-        if not self.config.use_noise:
-            return ()
-        return tuple(side for side in self.config.resolutions(lod) for _ in range(2))
 
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in images of `lod`."""
@@ -333,6 +338,7 @@ class Discriminator(interface.Discriminator):
         """Logits; there is no dropout."""
         *coarse, fine = self.config.heads(lod)
         check_images(images, fine, self.config)
+        weights = accepted(labels, len(images), self.config)
         x = self._from_rgb(images, fine)
         for resolution in reversed(self.config.resolutions(lod)[1:]):
             x = self.blocks[str(resolution)](x)
@@ -341,10 +347,9 @@ class Discriminator(interface.Discriminator):
                 x = torch.lerp(x, self._from_rgb(box_down(images), coarse[0]), lod - int(lod))
 
         outputs: Tensor = self.tail(x)
-        if self.config.label_size:
-            weights = required(labels, self.config).to(outputs.dtype)
-            return (outputs * weights).sum(dim=1, keepdim=True)
-        return outputs
+        if weights is None:
+            return outputs
+        return (outputs * weights.to(outputs.dtype)).sum(dim=1, keepdim=True)
 
     def _from_rgb(self, images: Tensor, resolution: int) -> Tensor:
         return activate(self.from_rgb[str(resolution)](images), self.config.activation)

@@ -31,7 +31,13 @@ from stylegan.layers import (
 from stylegan.modulation import ModulatedConv
 from stylegan.networks import interface
 from stylegan.networks.growing import GrowingConfig, GrowingDiscriminatorConfig
-from stylegan.networks.interface import check_images, parameters, required
+from stylegan.networks.interface import (
+    accepted,
+    check_images,
+    check_noise,
+    check_ws,
+    parameters,
+)
 from stylegan.networks.mapping import Mapping, MappingConfig
 from stylegan.resample import Fir, blocky_up, box_down
 
@@ -79,6 +85,10 @@ class GeneratorConfig(MappingConfig, _Switches):
 
     kind: Literal["stylegan2"] = "stylegan2"
     """The paper."""
+
+    def layers(self, lod: float = 0.0) -> int:
+        """Rows of `ws` that images of `lod` depend on; heads count as layers."""
+        return 2 * len(self.resolutions(lod))
 
     def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
         """Side in pixels of each noise input of `lod`: one at 4 px, then two of each size."""
@@ -191,6 +201,8 @@ class Synthesis(nn.Module):
             noise: [n 1 h w] per layer but heads that `lod` reaches; None = the stored noise.
             lod: Level of detail; 0 = full resolution.
         """
+        check_ws(ws, self.config, lod)
+        check_noise(noise, len(ws), self.config, lod)
         if noise is None:
             noise = [self.get_buffer(f"noise{i}") for i in range(len(self.config.noise_sides()))]
         shown = self.config.rgb_sides(lod)
@@ -222,18 +234,10 @@ class Generator(interface.Generator):
 
     def __init__(self, config: GeneratorConfig, *, seed: int = 0) -> None:
         """Initial weights are a function of `config` and `seed` alone."""
-        super().__init__(config, w_size=config.w_size)
+        super().__init__(config)
         rng = torch.Generator("cpu").manual_seed(seed)
         self.mapping = Mapping(config, rng, gain=1.0, activation_gain=HE_GAIN)
         self.synthesis = Synthesis(config, rng)
-
-    def layers(self, lod: float = 0.0) -> int:
-        """Rows of `ws` that images of `lod` depend on."""
-        return 2 * len(self.config.resolutions(lod))
-
-    def noise_sides(self, lod: float = 0.0) -> tuple[int, ...]:
-        """Side in pixels of each noise input of `lod`."""
-        return self.config.noise_sides(lod)
 
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in images of `lod`."""
@@ -354,6 +358,7 @@ class Discriminator(interface.Discriminator):
         """Logits; there is no dropout."""
         fine, *coarse = reversed(self.config.rgb_sides(lod))
         check_images(images, fine, self.config)
+        weights = accepted(labels, len(images), self.config)
         x: Tensor = self.from_rgb[str(fine)](images)
         for side in reversed(self.config.resolutions(lod)[1:]):
             x = self.blocks[str(side)](x)
@@ -362,10 +367,9 @@ class Discriminator(interface.Discriminator):
                 x = self._join(x, self.from_rgb[str(side // 2)](images), lod)
 
         outputs: Tensor = self.tail(x)
-        if self.config.label_size:
-            weights = required(labels, self.config).to(outputs.dtype)
-            return (outputs * weights).sum(dim=1, keepdim=True)
-        return outputs
+        if weights is None:
+            return outputs
+        return (outputs * weights.to(outputs.dtype)).sum(dim=1, keepdim=True)
 
     def _join(
         self, fine: Float[Tensor, "n i h w"], coarse: Float[Tensor, "n i h w"], lod: float
