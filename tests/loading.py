@@ -6,6 +6,7 @@ import pytest
 from data_prep.manifest import Manifest
 from pipeline.loader import Loader, LoaderConfig, Request
 from pipeline.order import SampleOrder
+from tests.services import BUCKET
 from tests.small_sets import copy_to, expected_images, make_dataset
 
 SAMPLES = 23
@@ -51,6 +52,14 @@ def make_loader(tmp_path):
         return Loader(url, manifest, SampleOrder(manifest.samples, seed), config=config)
 
     return make
+
+
+def copy_to_server(url, server, folder):
+    """URL of a copy of the data set on an S3 server, for all tests of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        return copy_to(url, f"s3://{BUCKET}/{folder}")
 
 
 def wanted(positions, resolution=16, labels=None):

@@ -24,8 +24,8 @@ from stylegan.schedule import ScheduleConfig
 from stylegan.split import Split
 from tests.fault_proxy import fault_proxy
 from tests.file_server import serve_files
-from tests.loading import wanted
-from tests.small_sets import copy_to, expected_images, image_array, make_dataset
+from tests.loading import copy_to_server, wanted
+from tests.small_sets import expected_images, image_array, make_dataset
 
 SAMPLES = 50
 FULL = 128
@@ -37,6 +37,12 @@ def wide_set(tmp_path_factory):
     """URL of 50 images of 128 px, of 2 classes, in 8 shards of which the last is short."""
     folder = tmp_path_factory.mktemp("bytes")
     return make_dataset(folder, SAMPLES, side=FULL, classes=2, samples_per_shard=7)
+
+
+@pytest.fixture(scope="module")
+def s3_set(wide_set, s3_server):
+    """The same on S3."""
+    return copy_to_server(wide_set, s3_server, "bytes")
 
 
 @pytest.fixture(params=["http", "s3"])
@@ -54,8 +60,7 @@ def store(request, wide_set, monkeypatch):
 
             yield files.url, sent
         return
-    s3 = request.getfixturevalue("s3")
-    url = copy_to(wide_set, f"{s3.url}/set")
+    s3, url = request.getfixturevalue("s3"), request.getfixturevalue("s3_set")
     address = urlsplit(s3.server.endpoint)
     clear = fsspec.get_filesystem_class("s3").clear_instance_cache
     with fault_proxy(address.hostname, address.port) as proxy:
@@ -65,7 +70,7 @@ def store(request, wide_set, monkeypatch):
         def sent():
             found = Counter()
             for path, size in proxy.sent:
-                found[path.partition("/set/")[2]] += size
+                found[path.partition("/bytes/")[2]] += size
             proxy.sent.clear()
             return found
 

@@ -19,8 +19,8 @@ from pipeline.order import SampleOrder
 from tests.certificates import make_certificate
 from tests.fault_proxy import fault_proxy
 from tests.file_server import serve_files
-from tests.loading import read, wanted
-from tests.small_sets import copy_to, expected_images, make_dataset
+from tests.loading import copy_to_server, read, wanted
+from tests.small_sets import expected_images, make_dataset
 
 SAMPLES = 64
 BATCH = 8
@@ -44,10 +44,7 @@ def images(large_set):
 @pytest.fixture(scope="module")
 def s3_set(large_set, s3_server):
     """The same on S3."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.environment.items():
-            patch.setenv(name, value)
-        return copy_to(large_set, "s3://tests/faults")
+    return copy_to_server(large_set, s3_server, "faults")
 
 
 @pytest.fixture
