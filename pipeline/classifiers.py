@@ -16,13 +16,11 @@ from torch import Tensor
 
 from data_prep import storage
 from pipeline import weights
-from pipeline.metric import CLASSIFIERS
+from pipeline.known_weights import CLASSIFIER_SUFFIX
 from stylegan.metrics.weights_reader import ArchiveError
 from stylegan.networks.interface import Discriminator
 from stylegan.official import snapshot
 from stylegan.resample import box_down
-
-SUFFIX = ".pkl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class Classifiers:
     @property
     def attributes(self) -> tuple[str, ...]:
         """What each of them tells, by its file's name."""
-        names = (url.rpartition("/")[2].removesuffix(SUFFIX) for url in self.urls)
+        names = (url.rpartition("/")[2].removesuffix(CLASSIFIER_SUFFIX) for url in self.urls)
         return tuple(name.removeprefix("celebahq-classifier-") for name in names)
 
 
@@ -49,19 +47,10 @@ def find(folder: str) -> Classifiers:
     Raises:
         MissingWeightsError: There are none.
     """
-    folders = [*filter(None, [folder]), *weights.search_folders()]
-    for place in folders:
-        url = storage.join(place, CLASSIFIERS)
-        names = sorted(name for name in storage.listdir(url) if name.endswith(SUFFIX))
-        if names:
-            urls = tuple(storage.join(url, name) for name in names)
-            digests = "\n".join(storage.sha256(each) for each in urls)
-            sha256 = hashlib.sha256(digests.encode()).hexdigest()
-            return Classifiers(url=url, urls=urls, sha256=sha256)
-    raise weights.MissingWeightsError(
-        f"no classifiers ({CLASSIFIERS}/*{SUFFIX}) are below {' or '.join(folders)}; put the "
-        f"official celebahq-classifier pickles there"
-    )
+    urls = weights.find_classifiers([*filter(None, [folder]), *weights.search_folders()])
+    digests = "\n".join(storage.sha256(url) for url in urls)
+    sha256 = hashlib.sha256(digests.encode()).hexdigest()
+    return Classifiers(url=urls[0].rpartition("/")[0], urls=urls, sha256=sha256)
 
 
 @torch.inference_mode()

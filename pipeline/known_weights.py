@@ -19,6 +19,10 @@ from stylegan.official.unpickler import Array, TensorFlowNetwork, read_pickle
 
 Tensors = dict[str, Tensor]
 
+CLASSIFIERS = "celebahq-classifiers"
+"""Folder of official classifiers, one attribute each, below a folder of weights."""
+CLASSIFIER_SUFFIX = ".pkl"
+
 
 @dataclass(frozen=True, kw_only=True)
 class File:

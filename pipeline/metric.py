@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pipeline.bundle import MetricValue
+from pipeline.known_weights import CLASSIFIERS
 
 Kind = Literal["fid", "kid", "pr", "dc", "is", "ppl", "ls", "swd", "msssim"]
 Pass = Literal["images", "paths", "latents", "pairs"]
 """What is sampled: images for all metrics that compare sets, or something of its own."""
 
 INCEPTION, LOGITS = "inception-2015-12-05", "inception-2015-12-05-logits"
-CLASSIFIERS = "celebahq-classifiers"
 PATCHES = "laplacian-patches"
 """Of images, without a feature network."""
 NETWORKS: Mapping[str, str] = {

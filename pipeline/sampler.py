@@ -19,8 +19,9 @@ from pipeline import classifiers, features, probes, weights
 from pipeline.estimators import Rows
 from pipeline.evaluation_config import EvaluationConfig
 from pipeline.feature_cache import FeatureCache
+from pipeline.known_weights import CLASSIFIERS
 from pipeline.loader import LoaderConfig
-from pipeline.metric import CLASSIFIERS, INCEPTION, LOGITS, PATCHES, Metric
+from pipeline.metric import INCEPTION, LOGITS, PATCHES, Metric
 from pipeline.probes import PathsTask
 from pipeline.tasks import (
     Extractor,

@@ -27,7 +27,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data_prep import storage
-from pipeline.known_weights import KNOWN, FeatureNetwork, Source
+from pipeline.known_weights import (
+    CLASSIFIER_SUFFIX,
+    CLASSIFIERS,
+    KNOWN,
+    FeatureNetwork,
+    Source,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +138,23 @@ def find(
             if digest == (sha256 or digest):
                 return Found(network=network.name, source=source, urls=urls, sha256=digest)
     raise MissingWeightsError(_missing(network, url, folders))
+
+
+def find_classifiers(folders: Sequence[str]) -> tuple[str, ...]:
+    """URLs of the attributes' classifiers in the first folder that has some, by name.
+
+    Raises:
+        MissingWeightsError: There are none.
+    """
+    for folder in folders:
+        url = storage.join(folder, CLASSIFIERS)
+        names = [name for name in storage.listdir(url) if name.endswith(CLASSIFIER_SUFFIX)]
+        if names:
+            return tuple(storage.join(url, name) for name in sorted(names))
+    raise MissingWeightsError(
+        f"no classifiers ({CLASSIFIERS}/*{CLASSIFIER_SUFFIX}) are below {' or '.join(folders)}; "
+        f"put the official celebahq-classifier pickles there"
+    )
 
 
 def search_folders() -> list[str]:
@@ -268,6 +291,14 @@ def list_networks(*, folders: Sequence[str] | None = None) -> None:
             print(f"  missing: {err}")
             for metric in network.serves:
                 lacking[metric].append(network.name)
+    print(f"{CLASSIFIERS}: for ls; from the official pickles")
+    lacking["ls"] = []
+    try:
+        urls = find_classifiers(search_folders() if folders is None else folders)
+        print(f"  {len(urls)} of them, the first is {urls[0]}")
+    except (MissingWeightsError, storage.StorageError) as err:
+        print(f"  missing: {err}")
+        lacking["ls"].append(CLASSIFIERS)
     for metric, names in lacking.items():
         print(f"{metric}: {'lacks ' + ', '.join(names) if names else 'ready'}")
 

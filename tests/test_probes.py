@@ -12,7 +12,8 @@ from pipeline import classifiers, estimators, features, probes, weights
 from pipeline import evaluate as command
 from pipeline.evaluate import evaluate
 from pipeline.fakes import FakeSource
-from pipeline.metric import CLASSIFIERS, PATCHES, parse
+from pipeline.known_weights import CLASSIFIERS
+from pipeline.metric import PATCHES, parse
 from pipeline.tasks import Extractor, UnfitError, plan_batches
 from stylegan.draws import Draws, Purpose
 from stylegan.metrics.inception import probabilities
