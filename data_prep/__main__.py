@@ -264,7 +264,7 @@ def _print_report(config: JobConfig, report: JobReport) -> None:
         print(f"{report.reused_shards} shards were complete from an earlier run")
     for level in manifest.levels:
         mib = level.bytes / 2**20
-        print(f"{level.resolution:5d} px  {level.encoding}  {mib:10.1f} MiB")
+        print(f"{level.resolution:5d} px  {level.encoding:4}  {mib:10.1f} MiB")
     print(
         f"{config.dest}: {manifest.samples} samples in {manifest.num_shards} shards per level, "
         f"{report.seconds:.1f} s ({manifest.samples / max(report.seconds, 1e-9):.0f} images/s)"

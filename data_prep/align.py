@@ -120,6 +120,8 @@ def read_landmarks(url: str) -> dict[str, Points]:
                 found[path] = found[path.partition("/")[2]] = points
             else:
                 found[name] = face_points(record)
+    except storage.MissingError as err:
+        raise ValueError(f"landmarks {url} do not exist; give ffhq-dataset-v2.json") from err
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise ValueError(
             f"{url} is neither ffhq-dataset-v2.json nor a JSON object of 68 landmarks by path: "
@@ -153,6 +155,15 @@ def find_face(image: Image.Image, model: str) -> Points:
         raise FaceError("no face: dlib finds none")
     shape = predict(pixels, max(faces, key=lambda face: (face.area(), -face.left(), -face.top())))
     return face_points([(point.x, point.y) for point in shape.parts()])
+
+
+def check_face_model(model: str) -> None:
+    """Make sure that faces can be found with this model.
+
+    Raises:
+        ValueError: dlib or the model is missing.
+    """
+    _finder(model)
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep import storage
-from data_prep.align import Points, points_of, read_landmarks
+from data_prep.align import Points, check_face_model, points_of, read_landmarks
 from data_prep.images import BadImageError, ImageConfig, kind_of, load_image
 from data_prep.labels import LabelTable, check_labels_option, read_labels
 from data_prep.manifest import Labels, Level, Manifest, manifest_url
@@ -103,7 +103,7 @@ class JobConfig:
             **self.image.options(),
             "samples-per-shard": self.samples_per_shard,
             "labels": self.labels if self.labels in ("none", "folder", "source") else "table",
-            **({"landmarks": self.landmarks} if self.landmarks else {}),
+            **({"landmarks": "table"} if self.landmarks else {}),
         }
 
 
@@ -139,12 +139,15 @@ def run_job(config: JobConfig, progress: Progress) -> JobReport:
         if not listing.entries:
             raise ValueError(f"source {config.shown} holds no images; their suffixes tell them")
         labels = read_labels(config.labels, listing)
-        manifest = _claim(config, listing, labels)
+        faces = read_landmarks(config.landmarks) if config.landmarks else {}
+        if config.image.face_model:
+            check_face_model(config.image.face_model)
+        manifest = _claim(config, listing, labels, faces)
         if manifest is not None:
             storage.delete(storage.join(config.dest, "_work"), recursive=True)
             return JobReport(manifest=manifest, seconds=0, already_complete=True)
 
-        rounds = _Rounds(config, listing, labels, scratch, progress)
+        rounds = _Rounds(config, listing, labels, faces, scratch=scratch, progress=progress)
         results = rounds.run()
         manifest = _manifest(config, results, None if labels is None else labels.kind)
         _commit(config, manifest, rounds.bad)
@@ -166,6 +169,8 @@ class _Rounds:
         config: JobConfig,
         listing: Listing,
         labels: LabelTable | None,
+        faces: Mapping[str, Points],
+        *,
         scratch: Path,
         progress: Progress,
     ):
@@ -176,7 +181,7 @@ class _Rounds:
         self.shard_config = ShardConfig(
             source=listing.source, dest=config.dest, scratch=scratch, image=config.image
         )
-        self.faces = read_landmarks(config.landmarks) if config.landmarks else {}
+        self.faces = faces
         self.bad = self._known_bad()
         self.finished: dict[str, ShardResult] = {}
 
@@ -291,7 +296,12 @@ def _write_quarantine(dest: str, bad: dict[str, str]) -> None:
     storage.write_atomic(url, (json.dumps({"format": 1, "images": rows}, indent=1) + "\n").encode())
 
 
-def _claim(config: JobConfig, listing: Listing, labels: LabelTable | None) -> Manifest | None:
+def _claim(
+    config: JobConfig,
+    listing: Listing,
+    labels: LabelTable | None,
+    faces: Mapping[str, Points],
+) -> Manifest | None:
     """Make sure `dest` is this job's; its manifest if the job is complete already.
 
     Raises:
@@ -300,6 +310,8 @@ def _claim(config: JobConfig, listing: Listing, labels: LabelTable | None) -> Ma
     rows: list[Any] = [entry.identity for entry in listing.entries]
     if labels is not None and config.labels != "folder":
         rows.append(list(labels.by_name.values()))
+    if config.landmarks:
+        rows.append([points_of(entry.name, faces) for entry in listing.entries])
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     job = {"format": 1, "parameters": config.parameters(), "listing_sha256": digest}
     url = storage.join(config.dest, "job.json")
@@ -325,7 +337,7 @@ def _claim(config: JobConfig, listing: Listing, labels: LabelTable | None) -> Ma
         if earlier["listing_sha256"] != digest:
             raise ValueError(
                 f"{config.dest} was made from other images, or they were written again since "
-                f"(names, sizes, times of change or labels differ); {remedy}"
+                f"(names, sizes, times of change, labels or landmarks differ); {remedy}"
             )
         manifest = Manifest.load(config.dest)
         if config.name not in ("", manifest.name):

@@ -86,6 +86,10 @@ def test_options_go_to_the_manifest_and_a_started_job_keeps_them(photographs, tm
         (["--size", "1000x999"], "size 1000x999 halves to 1000x999 and no further; choose sides"),
         (["--resolution", "48"], "resolution 48 is not a power of two from 4 to 16384"),
         (["--resolution", "16", "--crop", "face"], "--crop face needs --landmarks or --face-model"),
+        (
+            ["--resolution", "16", "--crop", "face", "--landmarks", "landmarks.csv"],
+            "landmarks landmarks.csv do not exist; give ffhq-dataset-v2.json",
+        ),
         (["--resolution", "16", "--landmarks", "x"], "and they are for it alone; give all or none"),
         (["--resolution", "16", "--channels", "2"], "channels 2 are not offered; choose 1, 3 or 4"),
         (["--resolution", "16", "--alpha", "keep"], "channels 3 and alpha keep do not go together"),
