@@ -30,10 +30,11 @@ from pathlib import Path
 from data_prep.check import check
 from data_prep.doctor import DoctorConfig, examine
 from data_prep.image_options import add_image_options, image_config
-from data_prep.job import JobConfig, JobReport, Progress, TooManyBadError, run_job
+from data_prep.job import JobConfig, JobReport, TooManyBadError, run_job
 from data_prep.report import Report
 from data_prep.sources import printable
 from data_prep.storage import StorageError
+from data_prep.workers import Progress
 
 SHOWN_NAMES = 20
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,17 +47,11 @@ from data_prep.report import (
     is_flat,
     thumbnail,
 )
-from data_prep.workers import in_order, process_pool, unordered
+from data_prep.workers import Progress, in_order, process_pool, unordered
 
 _LOSSLESS = frozenset({"npy", "png", "webp"})
 _FILES = frozenset({"manifest.json", "job.json", "quarantine.json"})
 _UNBALANCED = 10
-
-
-class Progress(Protocol):
-    """Called after each shard."""
-
-    def __call__(self, done: int, total: int, what: str) -> None: ...
 
 
 class CheckedShard(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from data_prep.report import (
     thumbnail,
 )
 from data_prep.sources import Entry, Source, SourceError, list_sources
-from data_prep.workers import in_order, process_pool, unordered
+from data_prep.workers import Progress, in_order, process_pool, unordered
 
 _CHUNK = 32
 _LONG_SHAPE = 3
@@ -47,12 +47,6 @@ _WARNINGS = frozenset(
     {"several pictures", "unreadable EXIF", "unreadable colour profile", "colour mode CMYK"}
 )
 _MOST_SIZES = 100_000
-
-
-class Progress(Protocol):
-    """Called after each part of the work."""
-
-    def __call__(self, done: int, total: int, what: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

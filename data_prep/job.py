@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from data_prep import storage
 from data_prep.align import Points, check_face_model, points_of, read_landmarks
@@ -25,7 +25,7 @@ from data_prep.manifest import Labels, Level, Manifest, manifest_url
 from data_prep.pyramid import encoding, level_sizes
 from data_prep.shards import ShardConfig, ShardResult, ShardTask, make_shard
 from data_prep.sources import Entry, Listing, list_sources
-from data_prep.workers import process_pool, unordered, workplace
+from data_prep.workers import Progress, process_pool, unordered, workplace
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,6 @@ class TooManyBadError(ValueError):
     def __init__(self, message: str, bad: dict[str, str]):
         super().__init__(message)
         self.bad = bad
-
-
-class Progress(Protocol):
-    """Called after each shard."""
-
-    def __call__(self, done: int, total: int, what: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

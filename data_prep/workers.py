@@ -21,6 +21,12 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+class Progress(Protocol):
+    """Called after each part of the work."""
+
+    def __call__(self, done: int, total: int, what: str) -> None: ...
+
+
 class _Numbered(Protocol):
     @property
     def number(self) -> int: ...
