@@ -35,7 +35,7 @@ demo: $(INSTALLED) $(WEIGHTS)
 	$(BIN)/python -m pipeline.demo
 
 test: check $(WEIGHTS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --durations=30 --durations-min=2 $(PYTEST_ARGS)
 
 train-all: $(INSTALLED) $(WEIGHTS)
 	$(BIN)/python -m tests.benchmarks.train_all

@@ -320,6 +320,7 @@ class Sampler:
         return {
             "data_digest": manifest.digest,
             "level": self.network.resolution,
+            "downsampling": manifest.resample,
             "mirror": f"keyed half, seed {config.seed}" if config.mirror else "none",
             "reals": count,
             "reals_choice": "all" if count == manifest.samples else "evenly spaced",

@@ -193,6 +193,7 @@ def test_fid_and_kid_and_other_data_are_not_comparable(tmp_path, checkpoint, dat
     assert "other data" in other.note
     assert other.fingerprint["reals"] == 2, "there are no more"
     assert other.fingerprint["reals_choice"] == "all"
+    assert other.fingerprint["downsampling"] == "box"
 
 
 def test_the_fingerprint_of_two_checkpoints_is_the_same_and_their_subjects_are_not(run, data):
