@@ -44,10 +44,8 @@ WIDE = [f"network.{name}.{key}" for name in "GD" for key in ("fmap_base=512", "f
 
 def differences(name: str) -> list[str]:
     """What a system has beside its presets: size, length, and R1 as weak as 16 px need it."""
-    if name in ("gan", "dcgan"):
-        options, kimg = [], 50
-    else:
-        options, kimg = WIDE if name == "stylegan2-f" else NARROW, 14
+    kimg = {"gan": 50, "dcgan": 50, "pggan": 40}.get(name, 28)
+    options = [] if name in ("gan", "dcgan") else WIDE if name == "stylegan2-f" else NARROW
     if name.startswith("stylegan"):
         options = [*options, "loss.r1_gamma=1"]
     return [*SHORT, *options] + [
