@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 import webdataset
+import wids
 from PIL import Image
 
 from data_prep.manifest import Manifest, shard_url
@@ -223,7 +224,6 @@ def test_tar_lists_them(wide_set):
 
 def test_wids_opens_them_by_a_list_made_of_the_manifest(wide_set, tmp_path):
     """Its format has URL and length of each shard, not the offsets, digests and labels we need."""
-    wids = pytest.importorskip("wids")
     level = Manifest.load(wide_set).level(FULL)
     shards = [
         {"url": url, "nsamples": shard.samples}

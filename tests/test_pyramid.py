@@ -51,12 +51,13 @@ def test_lanczos_levels_are_the_full_one_resized_channel_by_channel():
     assert not np.array_equal(pyramid(image)[1], levels[1])
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("suffix", ["npy", "png", "webp", "jpg"])
+@pytest.mark.parametrize(
+    ("suffix", "channels"),
+    [(suffix, n) for suffix in ("npy", "png", "webp") for n in (1, 3, 4)]
+    + [("jpg", 1), ("jpg", 3)],
+)
 def test_the_loader_decodes_what_was_encoded(suffix, channels):
-    """Colours under transparent pixels included; only jpg loses, and little."""
-    if (suffix, channels) == ("jpg", 4):
-        pytest.skip("jpg holds no alpha")
+    """Colours under transparent pixels included; only jpg, which has no alpha, loses a little."""
     image = np.random.default_rng(0).integers(0, 256, (6, 16, channels), np.uint8)
     image[:2, :, -1] = 0
     if suffix == "jpg":

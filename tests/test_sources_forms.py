@@ -13,6 +13,7 @@ import tarfile
 import threading
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 from PIL import Image
@@ -165,7 +166,6 @@ def test_crc32c_is_that_of_rfc_3720():
 
 
 def test_an_lmdb_gives_its_values_in_the_order_of_their_keys(tmp_path):
-    lmdb = pytest.importorskip("lmdb")
     files = {f"{7919 * n % 100:040x}": image_bytes(image_array(n), "WEBP") for n in range(12)}
     environment = lmdb.open(str(tmp_path / "x_lmdb"), map_size=2**24)
     with environment, environment.begin(write=True) as transaction:
@@ -183,7 +183,6 @@ def test_an_lmdb_gives_its_values_in_the_order_of_their_keys(tmp_path):
 
 
 def test_an_lmdb_that_cannot_be_read_says_why(tmp_path, monkeypatch):
-    pytest.importorskip("lmdb")
     (tmp_path / "data.mdb").write_bytes(b"no LMDB" * 1000)
     with pytest.raises(SourceError, match="is no LMDB that can be read"):
         list_source(tmp_path, tmp_path)
