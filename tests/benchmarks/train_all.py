@@ -38,13 +38,13 @@ SHORT = [
     "schedule.fade_kimg=1",
     "data.url=~/stylegan-demo/data",
 ]
-NARROW = [f"network.{name}.{key}" for name in "GD" for key in ("fmap_base=256", "fmap_max=32")]
+NARROW = [f"network.{name}.{key}" for name in "GD" for key in ("fmap_base=256", "fmap_max=64")]
 WIDE = [f"network.{name}.{key}" for name in "GD" for key in ("fmap_base=512", "fmap_max=64")]
 
 
 def differences(name: str) -> list[str]:
     """What a system has beside its presets: size, length, and R1 as weak as 16 px need it."""
-    kimg = {"gan": 50, "dcgan": 50, "pggan": 40}.get(name, 28)
+    kimg = {"gan": 50, "dcgan": 50, "pggan": 40, "stylegan2-e": 50, "stylegan2-f": 50}.get(name, 28)
     options = [] if name in ("gan", "dcgan") else WIDE if name == "stylegan2-f" else NARROW
     if name.startswith("stylegan"):
         options = [*options, "loss.r1_gamma=1"]
