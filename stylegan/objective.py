@@ -101,8 +101,8 @@ _D_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class DiscriminatorLoss(nn.Module):
-    """D's adversarial loss and its penalties on one part of the global batch."""
+class _OfDiscriminator(nn.Module):
+    """What is minimized by the parameters of D."""
 
     def __init__(
         self, D: Discriminator, config: LossConfig, *, precision: Precision = "float32"
@@ -111,6 +111,20 @@ class DiscriminatorLoss(nn.Module):
         self.D = D
         self.config = config
         self.precision: Precision = precision
+
+    def _judge(
+        self, images: Tensor, labels: Tensor | None, lod: float, dropout: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return judge(self.D, images, labels, lod, dropout=dropout, precision=self.precision)
+
+
+class DiscriminatorLoss(_OfDiscriminator):
+    """D's adversarial loss and its penalties on one part of the global batch."""
+
+    def __init__(
+        self, D: Discriminator, config: LossConfig, *, precision: Precision = "float32"
+    ) -> None:
+        super().__init__(D, config, precision=precision)
         self.r1 = config.r1_gamma > 0 and config.r1_interval == 1
         present = {
             "loss/r1": self.r1,
@@ -183,24 +197,11 @@ class DiscriminatorLoss(nn.Module):
         total = torch.stack([loss, *terms]).sum()
         return total, torch.stack([*statistics, *terms]).detach().sum(dim=1)
 
-    def _judge(
-        self, images: Tensor, labels: Tensor | None, lod: float, dropout: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return judge(self.D, images, labels, lod, dropout=dropout, precision=self.precision)
 
-
-class LazyR1(nn.Module):
+class LazyR1(_OfDiscriminator):
     """R1 alone, for an update of its own now and then (Karras et al. 2020, Section 3.1)."""
 
     names = ("loss/r1",)
-
-    def __init__(
-        self, D: Discriminator, config: LossConfig, *, precision: Precision = "float32"
-    ) -> None:
-        super().__init__()
-        self.D = D
-        self.config = config
-        self.precision: Precision = precision
 
     def forward(
         self,
@@ -211,9 +212,7 @@ class LazyR1(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " s"]]:
         """Sum of the penalty over the images, times the interval; and without it."""
         reals = reals.detach().requires_grad_()
-        logits, _ = judge(
-            self.D, reals, labels, lod, dropout=draws.real_dropout, precision=self.precision
-        )
+        logits, _ = self._judge(reals, labels, lod, draws.real_dropout)
         penalty = losses.gradient_penalty(
             logits,
             reals,

@@ -1,13 +1,27 @@
-"""What progressively growing networks have in common: sizes, and the levels that a lod reaches.
+"""What progressively growing networks have in common: sizes, levels, and how levels fade.
 
-At `lod` = k + t images are R / 2**k pixels wide; t > 0 while that level fades in.
+At `lod` = k + t images are R / 2**k pixels wide; t > 0 while that level fades in (Karras et al.
+2018, Figure 2). G fades images, D features.
+
+Legend: n images, c h w, i features in, k outputs of D.
 """
 
 import math
 from dataclasses import dataclass
 
-from stylegan.layers import Activation
-from stylegan.networks.interface import DiscriminatorConfig, NetworkConfig
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stylegan.layers import Activation, activate
+from stylegan.networks.interface import (
+    Discriminator,
+    DiscriminatorConfig,
+    NetworkConfig,
+    check_images,
+    parameters,
+)
+from stylegan.resample import blocky_up, box_down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +98,65 @@ class GrowingDiscriminatorConfig(DiscriminatorConfig, GrowingConfig):
     def group(self) -> int:
         """Images that D looks at together."""
         return max(self.mbstd_group, 1)
+
+
+class GrowingSynthesis(nn.Module):
+    """The blocks and RGB heads of a G, by their side in pixels; subclasses make them."""
+
+    config: GrowingConfig
+
+    def __init__(self, config: GrowingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleDict()
+        self.to_rgb = nn.ModuleDict()
+
+    def images(
+        self, previous: Float[Tensor, "n _ *_s"] | None, x: Float[Tensor, "n i h w"], lod: float
+    ) -> Float[Tensor, "n c h w"]:
+        """Images of the features of the last two blocks that `lod` reaches."""
+        *coarse, fine = self.config.heads(lod)
+        images: Tensor = self.to_rgb[str(fine)](x)
+        if coarse:
+            enlarged = blocky_up(self.to_rgb[str(coarse[0])](previous))
+            images = torch.lerp(images, enlarged, lod - int(lod))
+        return images
+
+    def active_parameters(self, lod: float) -> list[nn.Parameter]:
+        """Parameters that take part in images of `lod`."""
+        blocks = [self.blocks[str(side)] for side in self.config.resolutions(lod)]
+        heads = [self.to_rgb[str(side)] for side in self.config.heads(lod)]
+        return parameters([*blocks, *heads])
+
+
+class GrowingDiscriminator(Discriminator):
+    """The RGB heads and blocks of a D, by their side, and its tail; subclasses make them."""
+
+    config: GrowingDiscriminatorConfig
+    tail: nn.Module
+
+    def __init__(self, config: GrowingDiscriminatorConfig) -> None:
+        super().__init__(config)
+        self.from_rgb = nn.ModuleDict()
+        self.blocks = nn.ModuleDict()
+
+    def outputs(self, images: Float[Tensor, "n c h w"], lod: float) -> Float[Tensor, "n k"]:
+        """What the tail says of images at the native size of `lod`."""
+        *coarse, fine = self.config.heads(lod)
+        check_images(images, fine, self.config)
+        x = self._from_rgb(images, fine)
+        for resolution in reversed(self.config.resolutions(lod)[1:]):
+            x = self.blocks[str(resolution)](x)
+            if coarse and resolution == fine:
+                x = torch.lerp(x, self._from_rgb(box_down(images), coarse[0]), lod - int(lod))
+        outputs: Tensor = self.tail(x)
+        return outputs
+
+    def active_parameters(self, lod: float) -> list[nn.Parameter]:
+        """Parameters that take part in logits of `lod`."""
+        heads = [self.from_rgb[str(side)] for side in self.config.heads(lod)]
+        blocks = [self.blocks[str(side)] for side in self.config.resolutions(lod)[1:]]
+        return parameters([*heads, *blocks, self.tail])
+
+    def _from_rgb(self, images: Tensor, resolution: int) -> Tensor:
+        return activate(self.from_rgb[str(resolution)](images), self.config.activation)

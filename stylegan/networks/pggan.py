@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from stylegan.layers import HE_GAIN, Conv, Linear, UpConv, activate, pixel_norm
 from stylegan.networks import interface, stylegan
-from stylegan.networks.growing import GrowingConfig, GrowingDiscriminatorConfig
+from stylegan.networks.growing import (
+    GrowingConfig,
+    GrowingDiscriminator,
+    GrowingDiscriminatorConfig,
+    GrowingSynthesis,
+)
 from stylegan.networks.interface import (
     accepted,
-    check_images,
     check_noise,
     check_ws,
     check_z,
-    parameters,
 )
-from stylegan.resample import blocky_up, box_down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +93,13 @@ class SynthesisBlock(nn.Module):
         return pixel_norm(activate(self.conv1(y), self.activation))
 
 
-class Synthesis(nn.Module):
+class Synthesis(GrowingSynthesis):
     """Latents to images (Karras et al. 2018, Table 2)."""
 
+    config: GeneratorConfig
+
     def __init__(self, config: GeneratorConfig, rng: torch.Generator) -> None:
-        super().__init__()
-        self.config = config
-        self.blocks = nn.ModuleDict()
-        self.to_rgb = nn.ModuleDict()
+        super().__init__(config)
         for resolution in config.resolutions():
             shape = (config.channels, config.fmaps(resolution), 1, 1)
             self.blocks[str(resolution)] = SynthesisBlock(resolution, config, rng)
@@ -117,14 +118,7 @@ class Synthesis(nn.Module):
         previous = x = ws[:, 0]
         for resolution in self.config.resolutions(lod):
             previous, x = x, self.blocks[str(resolution)](x)
-
-        # Fade between the images of two levels.
-        *coarse, fine = self.config.heads(lod)
-        images: Tensor = self.to_rgb[str(fine)](x)
-        if coarse:
-            enlarged = blocky_up(self.to_rgb[str(coarse[0])](previous))
-            images = torch.lerp(images, enlarged, lod - int(lod))
-        return images
+        return self.images(previous, x, lod)
 
 
 class Generator(interface.Generator):
@@ -142,12 +136,10 @@ class Generator(interface.Generator):
 
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in images of `lod`."""
-        blocks = [self.synthesis.blocks[str(side)] for side in self.config.resolutions(lod)]
-        heads = [self.synthesis.to_rgb[str(side)] for side in self.config.heads(lod)]
-        return parameters([*blocks, *heads])
+        return self.synthesis.active_parameters(lod)
 
 
-class Discriminator(interface.Discriminator):
+class Discriminator(GrowingDiscriminator):
     """Progressive GAN's D: images at the native size of `lod` to a logit, and one a class."""
 
     config: DiscriminatorConfig
@@ -157,8 +149,6 @@ class Discriminator(interface.Discriminator):
         super().__init__(config)
         rng = torch.Generator("cpu").manual_seed(seed)
         like = _like_stylegan(config)
-        self.from_rgb = nn.ModuleDict()
-        self.blocks = nn.ModuleDict()
         for resolution in config.resolutions():
             shape = (config.fmaps(resolution), config.channels, 1, 1)
             self.from_rgb[str(resolution)] = Conv(shape, rng=rng)
@@ -179,27 +169,10 @@ class Discriminator(interface.Discriminator):
 
         D does not look at the labels, and there is no dropout.
         """
-        *coarse, fine = self.config.heads(lod)
-        check_images(images, fine, self.config)
+        logits = self.outputs(images, lod)
         if labels is not None:
             accepted(labels, len(images), self.config)
-        x = self._from_rgb(images, fine)
-        for resolution in reversed(self.config.resolutions(lod)[1:]):
-            x = self.blocks[str(resolution)](x)
-            # Fade between the features of two levels.
-            if coarse and resolution == fine:
-                x = torch.lerp(x, self._from_rgb(box_down(images), coarse[0]), lod - int(lod))
-        logits: Tensor = self.tail(x)
         return logits
-
-    def _from_rgb(self, images: Tensor, resolution: int) -> Tensor:
-        return activate(self.from_rgb[str(resolution)](images), self.config.activation)
-
-    def active_parameters(self, lod: float) -> list[nn.Parameter]:
-        """Parameters that take part in logits of `lod`."""
-        heads = [self.from_rgb[str(side)] for side in self.config.heads(lod)]
-        blocks = [self.blocks[str(side)] for side in self.config.resolutions(lod)[1:]]
-        return parameters([*heads, *blocks, self.tail])
 
 
 def _like_stylegan(config: DiscriminatorConfig) -> stylegan.DiscriminatorConfig:

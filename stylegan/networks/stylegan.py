@@ -27,16 +27,19 @@ from stylegan.layers import (
     pixel_norm,
 )
 from stylegan.networks import interface
-from stylegan.networks.growing import GrowingConfig, GrowingDiscriminatorConfig
+from stylegan.networks.growing import (
+    GrowingConfig,
+    GrowingDiscriminator,
+    GrowingDiscriminatorConfig,
+    GrowingSynthesis,
+)
 from stylegan.networks.interface import (
     accepted,
-    check_images,
     check_noise,
     check_ws,
-    parameters,
 )
 from stylegan.networks.mapping import Mapping, MappingConfig
-from stylegan.resample import Blur, blocky_up, box_down
+from stylegan.resample import Blur
 
 _FUSED_FROM_PX = 128
 
@@ -182,15 +185,14 @@ class SynthesisBlock(nn.Module):
         return dense.reshape(len(w), -1, 4, 4)
 
 
-class Synthesis(nn.Module):
+class Synthesis(GrowingSynthesis):
     """One w per layer to images (Karras et al. 2019, Figure 1b)."""
 
+    config: GeneratorConfig
+
     def __init__(self, config: GeneratorConfig, rng: torch.Generator) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         blur = Blur(config.blur) if config.blur else None
-        self.blocks = nn.ModuleDict()
-        self.to_rgb = nn.ModuleDict()
         for resolution in config.resolutions():
             shape, use_wscale = (config.channels, config.fmaps(resolution), 1, 1), config.use_wscale
             self.blocks[str(resolution)] = SynthesisBlock(resolution, config, blur, rng)
@@ -226,14 +228,8 @@ class Synthesis(nn.Module):
             w = [ws[:, layer if self.config.use_styles else 0] for layer in layers]
             maps = [None if noise is None else noise[layer] for layer in layers]
             previous, x = x, self.blocks[str(resolution)](x, w, maps)
-
-        # Fade between the images of two levels.
-        *coarse, fine = self.config.heads(lod)
-        images: Tensor = self.to_rgb[str(fine)](x)
-        if coarse:
-            enlarged = blocky_up(self.to_rgb[str(coarse[0])](previous))
-            images = torch.lerp(images, enlarged, lod - int(lod))
-        return images
+        assert x is not None
+        return self.images(previous, x, lod)
 
 
 class Generator(interface.Generator):
@@ -252,9 +248,7 @@ class Generator(interface.Generator):
 
     def active_parameters(self, lod: float) -> list[nn.Parameter]:
         """Parameters that take part in images of `lod`."""
-        blocks = [self.synthesis.blocks[str(side)] for side in self.config.resolutions(lod)]
-        heads = [self.synthesis.to_rgb[str(side)] for side in self.config.heads(lod)]
-        return parameters([self.mapping, *blocks, *heads])
+        return [*self.mapping.parameters(), *self.synthesis.active_parameters(lod)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +302,7 @@ class DiscriminatorTail(nn.Module):
         return outputs
 
 
-class Discriminator(interface.Discriminator):
+class Discriminator(GrowingDiscriminator):
     """StyleGAN's D: images at the native size of `lod` to logits."""
 
     config: DiscriminatorConfig
@@ -318,8 +312,6 @@ class Discriminator(interface.Discriminator):
         super().__init__(config)
         rng = torch.Generator("cpu").manual_seed(seed)
         blur = Blur(config.blur) if config.blur else None
-        self.from_rgb = nn.ModuleDict()
-        self.blocks = nn.ModuleDict()
         for resolution in config.resolutions():
             shape = (config.fmaps(resolution), config.channels, 1, 1)
             self.from_rgb[str(resolution)] = Conv(shape, rng=rng, use_wscale=config.use_wscale)
@@ -336,26 +328,8 @@ class Discriminator(interface.Discriminator):
         dropout: Tensor | None = None,
     ) -> Float[Tensor, "n 1"]:
         """Logits; there is no dropout."""
-        *coarse, fine = self.config.heads(lod)
-        check_images(images, fine, self.config)
+        outputs = self.outputs(images, lod)
         weights = accepted(labels, len(images), self.config)
-        x = self._from_rgb(images, fine)
-        for resolution in reversed(self.config.resolutions(lod)[1:]):
-            x = self.blocks[str(resolution)](x)
-            # Fade between the features of two levels.
-            if coarse and resolution == fine:
-                x = torch.lerp(x, self._from_rgb(box_down(images), coarse[0]), lod - int(lod))
-
-        outputs: Tensor = self.tail(x)
         if weights is None:
             return outputs
         return (outputs * weights.to(outputs.dtype)).sum(dim=1, keepdim=True)
-
-    def _from_rgb(self, images: Tensor, resolution: int) -> Tensor:
-        return activate(self.from_rgb[str(resolution)](images), self.config.activation)
-
-    def active_parameters(self, lod: float) -> list[nn.Parameter]:
-        """Parameters that take part in logits of `lod`."""
-        heads = [self.from_rgb[str(side)] for side in self.config.heads(lod)]
-        blocks = [self.blocks[str(side)] for side in self.config.resolutions(lod)[1:]]
-        return parameters([*heads, *blocks, self.tail])

@@ -113,7 +113,7 @@ def _tensors(record: TorchModule) -> Iterator[tuple[str, Tensor]]:
 
 
 def _named(record: TorchModule, group: str) -> Iterator[tuple[str, Any]]:
-    for name, value in _field(record, group, dict).items():
+    for name, value in record.field(group, dict).items():
         if not isinstance(name, str) or len(name) > _MAX_NAME:
             raise ArchiveError(f"{group} of a module has the name {brief(name)}")
         yield name, value
@@ -122,10 +122,10 @@ def _named(record: TorchModule, group: str) -> Iterator[tuple[str, Any]]:
 def _generator_options(record: TorchModule) -> dict[str, Any]:
     arguments = _arguments(record)
     mapping, synthesis = (arguments.pop(f"{part}_kwargs", {}) for part in ("mapping", "synthesis"))
-    w_size = _field(record, "w_dim", int)
+    w_size = record.field("w_dim", int)
     options = {
         **_shared_options(record),
-        "z_size": _field(record, "z_dim", int),
+        "z_size": record.field("z_dim", int),
         "w_size": w_size,
         **_known(arguments, _SIZES | _BLOCK),  # where stylegan3 has those of the synthesis
         **_known(synthesis, _SIZES | _BLOCK),
@@ -160,8 +160,8 @@ def _discriminator_options(record: TorchModule) -> dict[str, Any]:
 
 def _shared_options(record: TorchModule) -> dict[str, Any]:
     return {
-        "resolution": _field(record, "img_resolution", int),
-        "channels": _field(record, "img_channels", int),
+        "resolution": record.field("img_resolution", int),
+        "channels": record.field("img_channels", int),
     }
 
 
@@ -172,7 +172,7 @@ def _arguments(record: TorchModule) -> dict[str, Any]:
             f"the file's {record.class_name} was made with arguments without names, "
             f"{brief(record.fields['_init_args'])}, which cannot be told apart"
         )
-    arguments = _field(record, "_init_kwargs", dict)
+    arguments = record.field("_init_kwargs", dict)
     return {key: value for key, value in arguments.items() if key not in _ALSO_FIELDS}
 
 
@@ -197,16 +197,6 @@ def _known(arguments: Any, known: Mapping[str, str]) -> dict[str, Any]:
     if "fmap_base" in options:
         options["fmap_base"] //= 2
     return options
-
-
-def _field(record: TorchModule, name: str, expected: type) -> Any:
-    value = record.fields.get(name)
-    if not isinstance(value, expected):
-        raise ArchiveError(
-            f"{name} of a {record.class_name} is {type(value).__name__}, not {expected.__name__}: "
-            "the file is no official snapshot"
-        )
-    return value
 
 
 def _fitting(network: Network, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

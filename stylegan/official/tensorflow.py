@@ -156,13 +156,13 @@ def convert(record: TensorFlowNetwork) -> Imported:
         ValueError: It cannot be represented; names the option or variable.
     """
     parts = dict(_parts(record))
-    built_by = tuple(_field(part, "build_func_name", str) for part in (record, *parts.values()))
+    built_by = tuple(part.field("build_func_name", str) for part in (record, *parts.values()))
     if built_by not in BUILDS:
         raise ValueError(
             f"the network was built by {_joined(built_by)}, but those that can be imported are of "
             f"{'; '.join(_joined(known) for known in BUILDS)}"
         )
-    build, static_kwargs = BUILDS[built_by], _field(record, "static_kwargs", dict)
+    build, static_kwargs = BUILDS[built_by], record.field("static_kwargs", dict)
     for key in static_kwargs:
         if not isinstance(key, str):
             raise ArchiveError(f"an option of a network is a {type(key).__name__}, not a name")
@@ -179,7 +179,7 @@ def convert(record: TensorFlowNetwork) -> Imported:
         psi=usual_psi,
         cutoff=usual_cutoff,
         facts={
-            "source_format": f"TensorFlow, version {_field(record, 'version', int)}, {built_by[0]}",
+            "source_format": f"TensorFlow, version {record.field('version', int)}, {built_by[0]}",
             "truncation_psi": psi,
             "truncation_cutoff": cutoff,
         },
@@ -221,8 +221,8 @@ _TRANSPOSED_UP_TO_VERSION = 2
 
 def variables_of(record: TensorFlowNetwork, scope: str = "") -> Iterator[tuple[str, np.ndarray]]:
     """Variables of a network and of its parts under their full names, as StyleGAN lays them out."""
-    transposed = _field(record, "version", int) <= _TRANSPOSED_UP_TO_VERSION
-    for variable in _field(record, "variables", list):
+    transposed = record.field("version", int) <= _TRANSPOSED_UP_TO_VERSION
+    for variable in record.field("variables", list):
         pair = isinstance(variable, tuple) and len(variable) == 2
         name, value = variable if pair else (None, variable)
         known = isinstance(value, Array | np.generic | int | float)
@@ -239,7 +239,7 @@ def variables_of(record: TensorFlowNetwork, scope: str = "") -> Iterator[tuple[s
 
 def _parts(record: TensorFlowNetwork) -> Iterator[tuple[str, TensorFlowNetwork]]:
     """The networks of which a network is made, in order of their names."""
-    parts = _field(record, "components", dict) if "components" in record.fields else {}
+    parts = record.field("components", dict) if "components" in record.fields else {}
     if not parts.keys() <= SCOPES.keys():
         raise ArchiveError(
             f"parts of a network are {brief(list(parts))}, not {' and '.join(SCOPES)}"
@@ -254,13 +254,3 @@ def _parts(record: TensorFlowNetwork) -> Iterator[tuple[str, TensorFlowNetwork]]
 
 def _joined(built_by: tuple[str, ...]) -> str:
     return " with ".join(built_by[:1] + (" and ".join(built_by[1:]),) * (len(built_by) > 1))
-
-
-def _field(record: TensorFlowNetwork, name: str, expected: type) -> Any:
-    value = record.fields.get(name)
-    if not isinstance(value, expected):
-        raise ArchiveError(
-            f"{name} of a network is {type(value).__name__}, not {expected.__name__}: the file is "
-            "no official snapshot"
-        )
-    return value

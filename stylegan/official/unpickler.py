@@ -91,6 +91,20 @@ class Record:
             raise ArchiveError(f"a network holds {type(state).__name__} instead of its fields")
         self.fields = state
 
+    def field(self, name: str, expected: type) -> Any:
+        """A field that official snapshots have.
+
+        Raises:
+            ArchiveError: It is missing or of another type.
+        """
+        value = self.fields.get(name)
+        if not isinstance(value, expected):
+            raise ArchiveError(
+                f"{name} of a {self.class_name or 'network'} is {type(value).__name__}, not "
+                f"{expected.__name__}: the file is no official snapshot"
+            )
+        return value
+
 
 class TensorFlowNetwork(Record):
     """A Network of `dnnlib.tflib` (StyleGAN, StyleGAN2) or of `tfutil` (Progressive GAN)."""
