@@ -1,6 +1,6 @@
 # make demo      the main job on real images, end to end, in about ten minutes
 # make test      everything that has to hold (includes make check)
-# make train-all every system of the papers on the demo's images, about an hour after make demo
+# make train-all every system of the papers on the demo's images, over an hour after make demo
 # make install   the environment alone; TORCH_INDEX=URL takes torch from there, now and later
 # make check     format, lint, types, import contracts
 # make weights   feature networks for the metrics

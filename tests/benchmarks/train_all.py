@@ -1,6 +1,6 @@
 """Train every system on the demo's images until KID falls below half of its value at the start.
 
-    make train-all                 # all of them, one after the other; about an hour on two cores
+    make train-all                 # all of them, one after the other; over an hour on two cores
     python -m tests.benchmarks.train_all stylegan2-f gan
 
 Needs the data set of `make demo`. Runs, grids and table.md lie under ~/stylegan-demo/all; a run
