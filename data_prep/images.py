@@ -277,7 +277,9 @@ def _reasons() -> Iterator[None]:
 def _upright(image: Image.Image, remarks: list[str]) -> Image.Image:
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 (metadata may hold anything; the picture is intact)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 (Pillow promises no class, from SyntaxError to struct.error)
         remarks.append("unreadable EXIF: taken as upright")
         return image
     if turn is None:

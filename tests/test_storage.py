@@ -209,6 +209,30 @@ def test_a_store_that_answers_is_reachable_whatever_it_holds(s3, tmp_path):
     storage.check_reachable("memory://nothing")
 
 
+def test_a_store_that_answers_within_the_patience_is_reachable():
+    """It is busy at first; what it said then is not what counts."""
+    statuses = [503, 200]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(statuses[0])
+            self.end_headers()
+            if self.command == "GET" and len(statuses) > 1:
+                statuses.pop(0)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        storage.check_reachable(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+    assert statuses == [200]
+
+
 CHECK = "import sys; from data_prep.storage import *; check_reachable(sys.argv[1], patience_s=2)"
 
 

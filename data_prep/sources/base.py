@@ -1,6 +1,5 @@
 """What all forms of sources share: entries, listings, and which names are images."""
 
-import lzma
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -17,10 +16,9 @@ LARGEST_FILE_BYTES = 2**30
 LARGEST_SIDECAR_BYTES = 2**28
 _SIDECARS = frozenset({".cls", ".json"})
 _REST = "[rest of the archive].png"
-_READ_ERRORS = (
-    *(OSError, RuntimeError, NotImplementedError, EOFError, KeyError, ValueError),
-    *(lzma.LZMAError, zlib.error),
-)
+# OSError: the file or its store. ValueError: no array where one is to be, or the SourceError of an
+# LMDB that is gone. EOFError: an array without a byte. zlib.error: a member that does not inflate.
+_READ_ERRORS = (OSError, ValueError, EOFError, zlib.error)
 
 
 class SourceError(ValueError):
