@@ -12,4 +12,5 @@ pytest_plugins = [
     "tests.ray_cluster",
     "tests.datasets",
     "tests.measured",
+    "tests.random_arrays",
 ]

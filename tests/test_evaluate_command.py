@@ -79,6 +79,33 @@ def test_a_registered_model_is_measured_and_values_of_a_checkpoint_get_their_cur
     assert capsys.readouterr().out.startswith(f"msssim2  {first[1][0][1]:.6g}  ")
 
 
+def test_values_go_into_their_run_and_compare_like_for_like(run, data, tmp_path, capsys):
+    old, new = sorted(map(str, Path(run, "checkpoints").iterdir()))
+    arguments = ["--num-images", "4", "--batch", "4", "--device", "cpu", "--cache", ""]
+    asked = ["--metrics", "msssim", *arguments]
+    for url, more in ((old, []), (new, []), (old, ["--seed", "1"])):
+        assert command.main(["--checkpoint", url, *asked, *more]) == 0
+    capsys.readouterr()
+
+    assert command.main(["compare", old, new]) == 0
+    head = capsys.readouterr().out.split()
+    assert head[0] == "msssim4"
+    assert float(head[3]) == pytest.approx(float(head[2]) - float(head[1]), abs=1e-5)
+    # The newest measured checkpoint of the run is `new`.
+    assert command.main(["compare", run, new]) == 0
+    assert capsys.readouterr().out.split()[3] == "+0"
+
+    command.main(["--checkpoint", new, *asked, "--seed", "2", "--json"])
+    (tmp_path / "other.json").write_text(capsys.readouterr().out)
+    assert command.main(["compare", old, str(tmp_path / "other.json")]) == 1
+    printed = capsys.readouterr()
+    assert "not comparable" in printed.out
+    assert "error: msssim4 was measured in two ways:\n  seed: 0 against 2" in printed.err
+    for wrong in (str(tmp_path), str(tmp_path / "none.json")):
+        assert command.main(["compare", old, wrong]) == 2
+        assert "holds no values" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -14,11 +14,6 @@ from stylegan.metrics.kid import kid, kid_of_subsets, subsets
 from tests import goldens
 
 
-@pytest.fixture
-def rng():
-    return np.random.RandomState(0)
-
-
 def features(rng, n, d=24, shift=0.0):
     """Correlated float32 features whose mean is not zero, as behind a ReLU."""
     mix = np.random.RandomState(99).standard_normal((d, d)) / d**0.5

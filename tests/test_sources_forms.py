@@ -1,31 +1,16 @@
-"""The other forms of sources: TFRecords, LMDB, FFHQ, WebDatasets, data sets, stores, several."""
+"""The other forms of sources: LMDB, FFHQ, WebDatasets, data sets, several."""
 
-import functools
-import hashlib
-import http.server
-import io
-import json
-import os
-import re
 import shutil
 import sys
 import tarfile
-import threading
-from pathlib import Path
 
 import lmdb
 import numpy as np
 import pytest
-from PIL import Image
 
-from data_prep import storage
 from data_prep.images import BadImageError
-from data_prep.manifest import Manifest, ShardIndex
-from data_prep.pyramid import pyramid
-from data_prep.sources import Listing, SourceError, list_source, list_sources
-from data_prep.sources.crc32c import crc32c, masked_crc32c
-from tests import goldens
-from tests.file_server import serve_files
+from data_prep.manifest import ShardIndex
+from data_prep.sources import SourceError, list_source, list_sources
 from tests.small_sets import (
     expected_images,
     image_array,
@@ -35,132 +20,7 @@ from tests.small_sets import (
     shard,
     tree,
 )
-
-TFRECORDS = Path(__file__).parent / "golden" / "F2_tfrecords"
-GOLDEN_TFRECORDS = [
-    (name, folder)
-    for name in goldens.sets("F2_*")
-    for folder in goldens.GOLDEN_DIR.glob("F2_tfrecords*")
-]
-
-
-def _images(listing: Listing) -> np.ndarray:
-    """All images [n, c, h, w]."""
-    files = [listing.source.read(entry) for entry in listing.entries]
-    arrays = [np.atleast_3d(np.asarray(Image.open(io.BytesIO(file)))) for file in files]
-    return np.stack(arrays).transpose(0, 3, 1, 2)
-
-
-def _contents(listing: Listing) -> dict[str, bytes]:
-    return {entry.name: listing.source.read(entry) for entry in listing.entries}
-
-
-# TFRecords.
-
-
-def _levels(folder: Path) -> dict[int, Path]:
-    files = sorted(folder.glob("*.tfrecords"))
-    return {2 ** int(re.search(r"-r(\d\d)\.", file.name)[1]): file for file in files}
-
-
-@pytest.mark.parametrize(("name", "folder"), GOLDEN_TFRECORDS)
-def test_golden_tfrecords_hold_the_levels_that_were_written(name, folder, tmp_path):
-    written = goldens.arrays(name)
-    assert _levels(folder)
-
-    for resolution, file in _levels(folder).items():
-        images = _images(list_source(file, tmp_path))
-
-        assert images.shape[2:] == (resolution, resolution)
-        np.testing.assert_array_equal(images, written[f"out/res{resolution}"])
-
-
-@pytest.mark.parametrize(("name", "folder"), GOLDEN_TFRECORDS)
-def test_golden_tfrecords_become_a_data_set_with_the_official_levels_and_labels(
-    name, folder, tmp_path
-):
-    """Only the full level is read. Ours below it differ by a rounding at most where the files leave
-    out the level that theirs were made of.
-    """
-    resolution = max(_levels(folder))
-
-    manifest = shard(folder, tmp_path / "data", resolution=resolution, labels="source").manifest
-
-    assert [level.resolution for level in manifest.levels] == sorted(_levels(folder))
-    made_of = goldens.arrays(name)["in/u8"].shape[-1]
-    for level, file in _levels(folder).items():
-        images = expected_images(str(tmp_path / "data"), level).astype(int)
-        difference = np.abs(images - _images(list_source(file, tmp_path))).max()
-        assert difference <= (level < resolution < made_of)
-    (labels_file,) = folder.glob("*.labels")
-    labels = np.load(labels_file)
-    index = ShardIndex.load(str(tmp_path / "data"), resolution, 0, manifest)
-    found = np.array(
-        [np.eye(labels.shape[1])[x] if isinstance(x, int) else x for x in index.labels]
-    )
-    np.testing.assert_array_equal(found, labels[: len(found)])
-    assert manifest.labels.size == labels.shape[1]
-
-
-def test_a_flipped_bit_in_golden_tfrecords_is_a_bad_image_or_a_named_rest(tmp_path):
-    whole = min(_levels(TFRECORDS).items())[1]
-    content = whole.read_bytes()
-    copy = tmp_path / whole.name
-    entries = list_source(whole, tmp_path).entries
-    ends = {0, *(entry.offset + entry.size + 4 for entry in entries)}
-
-    for at in range(0, len(content), 3):
-        copy.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
-        listing = list_source(copy, tmp_path)
-        bad = {}
-        for entry in listing.entries:
-            try:
-                listing.source.read(entry)
-            except BadImageError as err:
-                bad[entry.name] = str(err)
-        (reason,) = bad.values()
-        assert re.match(r"damaged: its CRC-32C|truncated archive: at byte \d+, ", reason)
-        assert len(listing.entries) <= len(entries) + 1
-    for length in set(range(0, len(content), 7)) - ends:
-        copy.write_bytes(content[:length])
-        last = list_source(copy, tmp_path).entries[-1]
-        assert last.refused.startswith("truncated archive: ")
-
-
-def test_labels_that_do_not_fit_golden_tfrecords_are_refused(tmp_path):
-    shutil.copytree(TFRECORDS, tmp_path / "x")
-    (labels,) = (tmp_path / "x").glob("*.labels")
-    with labels.open("wb") as file:
-        np.save(file, np.zeros((7, 3), np.float32))
-    with pytest.raises(SourceError, match=r"labels has labels of shape \(7, 3\), but .* holds \d+"):
-        list_source(tmp_path / "x", tmp_path)
-    labels.write_bytes(b"no array")
-    with pytest.raises(SourceError, match=r"labels is no .npy file of labels"):
-        list_source(tmp_path / "x", tmp_path)
-    for name in ("other-r02.tfrecords", "more-r03.tfrecords"):
-        (tmp_path / "x" / name).write_bytes(b"")
-    with pytest.raises(
-        SourceError, match=r"holds the TFRecords of \w+ and more and other; name on"
-    ):
-        list_source(tmp_path / "x", tmp_path)
-
-
-def test_crc32c_is_that_of_rfc_3720():
-    """Appendix B.4, and the definition bit by bit for other lengths."""
-    assert crc32c(b"") == 0
-    assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(bytes(32)) == 0x8A9136AA
-    assert crc32c(b"\xff" * 32) == 0x62A8AB43
-    assert crc32c(bytes(range(32))) == 0x46DD794E
-    for length in (1, 3, 4, 5, 63, 64, 1000, 4097):
-        data, expected = os.urandom(length), 0xFFFFFFFF
-        for byte in data:
-            expected ^= byte
-            for _ in range(8):
-                expected = expected >> 1 ^ 0x82F63B78 * (expected & 1)
-        assert crc32c(data) == expected ^ 0xFFFFFFFF
-    assert masked_crc32c(b"") == 0xA282EAD8
-
+from tests.source_forms import contents, ffhq, webdataset
 
 # LMDB.
 
@@ -177,7 +37,7 @@ def test_an_lmdb_gives_its_values_in_the_order_of_their_keys(tmp_path):
     report = shard(tmp_path / "x_lmdb", tmp_path / "data", max_bad=1, workers=2)
 
     assert [entry.name for entry in listing.entries] == [*sorted(files), "\udcff\udcfe"]
-    assert _contents(listing) == {**files, "\udcff\udcfe": b"no image"}
+    assert contents(listing) == {**files, "\udcff\udcfe": b"no image"}
     assert list_source(tmp_path / "x_lmdb" / "data.mdb", tmp_path).entries == listing.entries
     assert (report.manifest.samples, list(report.bad)) == (12, ["\udcff\udcfe"])
 
@@ -191,36 +51,8 @@ def test_an_lmdb_that_cannot_be_read_says_why(tmp_path, monkeypatch):
         list_source(tmp_path, tmp_path)
 
 
-# FFHQ.
-
-
-def _ffhq(folder: Path, form: str = "images1024x1024") -> Path:
-    folder.mkdir(parents=True)
-    records = {}
-    for number in range(4):
-        content = image_bytes(image_array(number))
-        name = f"00000/{number:05d}.png"
-        (folder / form / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / form / name).write_bytes(content)
-        file = {"file_size": len(content), "file_md5": hashlib.md5(content).hexdigest()}
-        records[str(number)] = {
-            "category": "training",
-            "metadata": {"author": f"Ünal {number}", "license": "Public Domain"},
-            **{
-                key: {**file, "file_path": f"{place}/{name}"}
-                for key, place in (
-                    ("image", "images1024x1024"),
-                    ("in_the_wild", "in-the-wild-images"),
-                    ("thumbnail", "thumbnails128x128"),
-                )
-            },
-        }
-    (folder / "ffhq-dataset-v2.json").write_text(json.dumps(records))
-    return folder
-
-
 def test_ffhq_keeps_author_and_licence_of_every_image_at_the_full_level(tmp_path):
-    manifest = shard(_ffhq(tmp_path / "ffhq"), tmp_path / "data").manifest
+    manifest = shard(ffhq(tmp_path / "ffhq"), tmp_path / "data").manifest
 
     expected = [{"author": f"Ünal {n}", "license": "Public Domain"} for n in range(4)]
     index = ShardIndex.load(str(tmp_path / "data"), 16, 0, manifest)
@@ -237,7 +69,7 @@ def test_ffhq_keeps_author_and_licence_of_every_image_at_the_full_level(tmp_path
 
 
 def test_an_image_of_ffhq_with_another_checksum_is_bad(tmp_path):
-    folder = _ffhq(tmp_path / "ffhq", "in-the-wild-images")
+    folder = ffhq(tmp_path / "ffhq", "in-the-wild-images")
     path = folder / "in-the-wild-images/00000/00002.png"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     (folder / "in-the-wild-images/00000/00003.png").unlink()
@@ -251,7 +83,7 @@ def test_an_image_of_ffhq_with_another_checksum_is_bad(tmp_path):
 
 
 def test_a_damaged_list_of_ffhq_and_one_without_images_are_refused(tmp_path):
-    folder = _ffhq(tmp_path / "ffhq")
+    folder = ffhq(tmp_path / "ffhq")
     with pytest.raises(SourceError, match="none of images1024x1024, in-the-wild-images and thumbn"):
         list_source(folder, tmp_path, "in-the-wild-images/*")
     (folder / "ffhq-dataset-v2.json").write_text('{"0": {"image": []}}')
@@ -259,26 +91,8 @@ def test_a_damaged_list_of_ffhq_and_one_without_images_are_refused(tmp_path):
         list_source(folder, tmp_path)
 
 
-# WebDatasets and data sets.
-
-
-def _webdataset(folder: Path, shards: int = 3, each: int = 4) -> Path:
-    from webdataset import TarWriter
-
-    folder.mkdir(parents=True)
-    for number in range(shards):
-        with (folder / f"{number:03d}.tar").open("wb") as file:
-            writer = TarWriter(file)
-            for row in range(each):
-                sample = number * each + row
-                image = image_bytes(image_array(sample))
-                writer.write({"__key__": f"{row:04d}", "png": image, "cls": sample % 3})
-            writer.close()
-    return folder
-
-
 def test_a_webdataset_is_its_shards_in_order_with_their_labels(tmp_path):
-    folder = _webdataset(tmp_path / "wds")
+    folder = webdataset(tmp_path / "wds")
 
     manifest = shard(folder, tmp_path / "data", labels="source", samples_per_shard=100).manifest
     braces = list_sources([f"{folder}/{{000..002}}.tar"], tmp_path)
@@ -325,7 +139,7 @@ def test_another_programs_manifest_json_is_a_file_like_any_other(tmp_path):
 def test_several_sources_are_one_whatever_their_order(tmp_path):
     shutil.make_archive(str(tmp_path / "b"), "zip", make_folder(tmp_path / "images", 3))
     a = make_folder(tmp_path / "a", 3)
-    sources = (a, tmp_path / "b.zip", _webdataset(tmp_path / "wds", shards=2, each=2))
+    sources = (a, tmp_path / "b.zip", webdataset(tmp_path / "wds", shards=2, each=2))
 
     first = shard(sources, tmp_path / "x", name="x", workers=2).manifest
     second = shard(sources[::-1], tmp_path / "y", name="x").manifest
@@ -354,136 +168,6 @@ def test_only_what_the_pattern_matches_is_included(tmp_path):
 
     assert [entry.name[:7] for entry in listing.entries] == ["class-1"] * 4
     assert listing.ignored == 8
-
-
-# Stores.
-
-
-def _store(folder: Path) -> dict[str, Path]:
-    """One source of each form that a store can hold."""
-    images = make_folder(folder / "folder", 6, classes=2)
-    for kind in ("zip", "tar", "gztar"):
-        shutil.make_archive(str(folder / "packed"), kind, images)
-    shard(images, folder / "set", labels="folder")
-    _webdataset(folder / "wds", shards=2)
-    _ffhq(folder / "ffhq")
-    shutil.copytree(TFRECORDS, folder / "golden")
-    names = ("folder", "packed.zip", "packed.tar", "packed.tar.gz", "set", "wds", "ffhq", "golden")
-    return {name: folder / name for name in names}
-
-
-def test_every_form_reads_the_same_from_s3(s3, tmp_path):
-    (tmp_path / "store").mkdir()
-    sources = _store(tmp_path / "store")
-    for name, content in tree(tmp_path / "store").items():
-        storage.write_atomic(f"{s3.url}/{name}", content)
-
-    for name, path in sources.items():
-        here, there = list_source(path, tmp_path), list_source(f"{s3.url}/{name}", tmp_path)
-        assert _contents(there) == _contents(here), name
-        assert there.labels == here.labels
-        assert there.sidecars.keys() == here.sidecars.keys()
-        again = list_source(f"{s3.url}/{name}", tmp_path)
-        assert [entry.identity for entry in again.entries] == [
-            entry.identity for entry in there.entries
-        ]
-    for kind in ("s3", "folder"):
-        source = f"{s3.url}/wds" if kind == "s3" else sources["wds"]
-        shard(source, tmp_path / kind, labels="source", name="x")
-    assert Manifest.load(str(tmp_path / "s3")) == Manifest.load(str(tmp_path / "folder"))
-
-
-def test_an_object_that_is_missing_and_one_that_changed_are_bad_images(s3, tmp_path):
-    for name, content in tree(make_folder(tmp_path / "images", 3)).items():
-        storage.write_atomic(f"{s3.url}/{name}", content)
-    listing = list_source(s3.url, tmp_path)
-
-    storage.delete(f"{s3.url}/0001.png")
-    storage.write_atomic(f"{s3.url}/0002.png", b"other")
-
-    with pytest.raises(BadImageError, match=r"cannot be read: .*there is no such object"):
-        listing.source.read(listing.entries[1])
-    with pytest.raises(BadImageError, match="truncated: only 5 of"):
-        listing.source.read(listing.entries[2])
-    with pytest.raises(SourceError, match=r"source .*/nothing does not exist"):
-        list_source(f"{s3.url}/nothing", tmp_path)
-
-
-def test_archives_and_data_sets_are_read_from_the_web(tmp_path):
-    (tmp_path / "store").mkdir()
-    sources = _store(tmp_path / "store")
-    with serve_files(tmp_path / "store") as server:
-        for name in ("packed.zip", "packed.tar", "packed.tar.gz", "set/manifest.json"):
-            here = list_source(sources[name.partition("/")[0]], tmp_path)
-            server.reads.clear()
-            there = list_source(f"{server.url}/{name}", tmp_path)
-            assert _contents(there) == _contents(here), name
-        wds = list_sources([f"{server.url}/wds/{{000..001}}.tar"], tmp_path)
-        assert len(_contents(wds)) == 8
-        with pytest.raises(SourceError, match=r"x.zip does not exist"):
-            list_source(f"{server.url}/x.zip", tmp_path)
-
-
-def test_a_folder_of_the_web_is_listed_by_its_pages(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "a b.png").write_bytes(b"1")
-    (tmp_path / "sub" / "ü.png").write_bytes(b"22")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        listing = list_source(f"http://127.0.0.1:{server.server_port}/", tmp_path)
-        assert _contents(listing) == {"a b.png": b"1", "sub/ü.png": b"22"}
-        server.shutdown()
-
-
-def test_reading_a_member_of_a_zip_in_a_store_reads_little_else(tmp_path):
-    images = make_folder(tmp_path / "images", 8, side=64)
-    shutil.make_archive(str(tmp_path / "x"), "zip", images)
-    with serve_files(tmp_path) as server:
-        listing = list_source(f"{server.url}/x.zip", tmp_path)
-        server.reads.clear()
-        content = listing.source.read(listing.entries[3])
-        assert [length for _, length in server.reads] == [pytest.approx(len(content), abs=200)]
-
-
-def test_pyramids_of_grey_tfrecords_are_read(tmp_path):
-    """One channel, and values packed or not, as protobuf leaves it to the writer."""
-    image = image_array(1)[:, :, :1]
-    for packed in (True, False):
-        record = _example(image.transpose(2, 0, 1), packed=packed)
-        head = len(record).to_bytes(8, "little")
-        (tmp_path / "x-r04.tfrecords").write_bytes(
-            head
-            + masked_crc32c(head).to_bytes(4, "little")
-            + record
-            + masked_crc32c(record).to_bytes(4, "little")
-        )
-
-        images = _images(list_source(tmp_path, tmp_path))
-
-        np.testing.assert_array_equal(images[0], image.transpose(2, 0, 1))
-        assert pyramid(image)[-1].shape == (16, 16, 1)
-
-
-def _example(image: np.ndarray, *, packed: bool) -> bytes:
-    def field(number: int, content: bytes) -> bytes:
-        length = len(content)
-        size = bytes([length & 0x7F | 0x80, length >> 7]) if length > 127 else bytes([length])
-        return bytes([number << 3 | 2]) + size + content
-
-    numbers = (bytes([n]) for n in image.shape)
-    shape = field(1, b"".join(numbers)) if packed else b"".join(b"\x08" + n for n in numbers)
-    data = field(1, image.tobytes())
-    features = b"".join(
-        field(1, field(1, name) + field(2, field(kind, value)))
-        for name, kind, value in ((b"shape", 3, shape), (b"data", 1, data))
-    )
-    return field(1, features)
 
 
 def test_a_tar_without_images_is_empty_not_unknown(tmp_path):
