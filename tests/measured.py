@@ -146,7 +146,7 @@ def checkpoint(run):
 
 @pytest.fixture(scope="session")
 def inception():
-    """Skips where the weights are not there."""
+    """Its weights."""
     return real_tensors()
 
 

@@ -193,10 +193,14 @@ def test_the_model_is_unpacked_once_and_kept(tmp_path, monkeypatch):
 
 
 def test_dlib_finds_the_face_of_a_photograph():
-    """Runs where dlib, its model and a photograph are: FACE_MODEL and FACE_PHOTOGRAPH."""
-    pytest.importorskip("dlib")
+    """dlib is an optional extra, and its model and a photograph are nowhere to be had by pip."""
+    how = (
+        "to run it, `pip install 'stylegan-pipeline[align]'`, and set FACE_MODEL to dlib's "
+        "shape_predictor_68_face_landmarks.dat and FACE_PHOTOGRAPH to a photograph of one face"
+    )
+    pytest.importorskip("dlib", reason=how)
     if not {"FACE_MODEL", "FACE_PHOTOGRAPH"} <= os.environ.keys():
-        pytest.skip("FACE_MODEL and FACE_PHOTOGRAPH name no files")
+        pytest.skip(how)
     photograph = Image.open(Path(os.environ["FACE_PHOTOGRAPH"])).convert("RGB")
 
     points = find_face(photograph, os.environ["FACE_MODEL"])

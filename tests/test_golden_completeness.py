@@ -1,10 +1,12 @@
 """No golden set and no expected array of one is passed over: each has a test that compares it."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from tests.goldens import arrays, entry, sets
+from tests.goldens import GOLDEN_DIR, arrays, entry, sets
+from tests.test_networks_golden import fused_sets
 
 _LOD, _NUMBER = r"_lod[\d.]+", r"[\d.]+"
 
@@ -53,16 +55,26 @@ REFUSING = {
 """Their tests take every array that there is and fail where they do not know it."""
 TABLES = {"A9", "C1", "C2", "C3", "D3", "E7"}
 """Without arrays; their tests take every row."""
+FAMILIES = COMPARED.keys() | REFUSING | TABLES
 _GIVEN = re.compile(r"(in|init|G|D)/.+|[^/]+/in/.+")
 
 
 @pytest.mark.parametrize("name", sets("*"))
 def test_every_golden_set_and_array_has_a_comparison(name: str):
     family = name[:2]
-    assert family in COMPARED.keys() | REFUSING | TABLES, f"no test compares {name}"
+    assert family in FAMILIES, f"no test compares {name}"
     is_table = not entry(name)["file"].endswith(".npz")
     assert is_table == (family in TABLES)
     if family in COMPARED:
         expected = [key for key in arrays(name) if not _GIVEN.fullmatch(key)]
         unknown = [k for k in expected if not any(re.fullmatch(p, k) for p in COMPARED[family])]
         assert not unknown, f"no test compares these of {name}: {unknown}"
+
+
+def test_no_golden_test_of_this_repository_is_without_a_set():
+    """Tests take their sets by pattern; one that none matches would be skipped."""
+    if Path(__file__).parent / "golden" == GOLDEN_DIR:
+        assert {name[:2] for name in sets("*")} == FAMILIES
+        assert set(fused_sets()) == set(sets("A3_*"))
+    else:
+        assert sets("*"), f"{GOLDEN_DIR} holds no sets"

@@ -326,11 +326,15 @@ def test_golden_losses_and_gradients_of_networks(name: str, case: str, lod: floa
     assert float(total.detach()) / n == pytest.approx(float(golden[f"{out}/loss_mean"]), rel=1e-5)
     assert_close(tensor, golden[f"{out}/loss"], 1e-5, "loss tensor")
     gradients = official_names.gradients(network)
-    for key, expected in under(golden, f"{out}/grad/").items():
+    stored = under(golden, f"{out}/grad/")
+    norms = entry(name)["gradient_l2_norms"][f"{case}_lod{lod:g}"]
+    assert stored.keys() <= norms.keys() == gradients.keys()
+    assert stored
+    for key, expected in stored.items():
         loose = "4x4/Const" in key or "G_mapping" in key
         mine = official_names.to_ours(key, expected).numpy()
         assert_close(gradients[key], mine, 1e-3 if loose else 1e-4, f"gradient of {key}")
-    for key, norm in entry(name)["gradient_l2_norms"][f"{case}_lod{lod:g}"].items():
+    for key, norm in norms.items():
         actual = float(np.linalg.norm(gradients[key].astype(np.float64)))
         assert actual == pytest.approx(norm, rel=1e-3, abs=1e-7), f"gradient norm of {key}"
         if norm == 0:
@@ -344,11 +348,10 @@ def test_golden_logits_that_the_losses_are_made_of(name: str):
     D = official_names.discriminator(entry(name)["static_kwargs"]["D"], under(golden, "D/"))
     reals = torch.from_numpy(goldens.network_images(golden["in/reals_u8"]))
     w = G.broadcast(G.mapping(torch.from_numpy(golden["in/z"])))
-    for key, expected in under(golden, "out/").items():
-        match = re.fullmatch(r"(fake|real)_scores_lod([\d.]+)", key)
-        if not match:
-            continue
+    matches = [re.fullmatch(r"out/(fake|real)_scores_lod([\d.]+)", key) for key in golden]
+    assert any(matches)
+    for match in filter(None, matches):
         lod = float(match[2])
         native = box_down(reals, 2 ** int(lod))
         images = native if match[1] == "real" else G.synthesis(w, lod=lod)
-        assert_close(D(images, None, lod).detach(), expected, 2e-5, key)
+        assert_close(D(images, None, lod).detach(), golden[match[0]], 2e-5, match[0])

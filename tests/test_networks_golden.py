@@ -122,12 +122,12 @@ def test_golden_scores_at_every_lod_and_batch(name: str):
     assert_close(scores(D, permuted), golden["out/d_scores_lod0_perm"], TOLERANCE, "permuted")
 
 
-def _fused() -> list[str]:
+def fused_sets() -> list[str]:
     """Sets whose variables, which lie in the file of another set, are there."""
     return [n for n in sets("A3_*") if (GOLDEN_DIR / entry(n)["variables_from"]).exists()]
 
 
-@pytest.mark.parametrize("name", _fused())
+@pytest.mark.parametrize("name", fused_sets())
 def test_golden_fused_scaling_flips_the_kernel_of_G_and_not_of_D(name: str):
     golden = arrays(name)
     source = goldens.load(entry(name)["variables_from"])

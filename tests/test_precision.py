@@ -79,8 +79,8 @@ def test_no_precision_drifts_further_from_float64_than_the_table_says(variant, p
         for name, value in exact(variant).items()
         if value.norm() > 0
     }
-    over = {name: value for name, value in drift.items() if value > DRIFT[precision][name]}
-    assert not over, drift
+    assert {"images", "D loss", "D", "G"} <= drift.keys()
+    assert all(value <= DRIFT[precision][name] for name, value in drift.items()), drift
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

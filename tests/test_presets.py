@@ -136,7 +136,9 @@ def test_rows_of_the_tables_differ_in_what_the_papers_say(preset, other, expecte
 
 def _rows(name: str) -> list[dict[str, Any]]:
     with gzip.open(GOLDEN_DIR / entry(name)["file"], "rt", newline="") as file:
-        return list(csv.DictReader(file))
+        found = list(csv.DictReader(file))
+    assert found, f"{name} has no rows"
+    return found
 
 
 @pytest.mark.parametrize("name", sets("C3_*"))

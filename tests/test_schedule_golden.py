@@ -29,7 +29,9 @@ def event_lists(pattern: str) -> list[str]:
 
 def rows(name: str) -> list[Row]:
     with gzip.open(GOLDEN_DIR / entry(name)["file"], "rt", newline="") as file:
-        return list(csv.DictReader(file))
+        found = list(csv.DictReader(file))
+    assert found, f"{name} has no rows"
+    return found
 
 
 def official_config(options: dict[str, Any], *, num_gpus: int, **fields: Any) -> ScheduleConfig:
@@ -64,6 +66,11 @@ def nimg_of(kimg: float) -> int:
     nimg = round(kimg * 1000)
     assert nimg == pytest.approx(kimg * 1000, abs=1e-6), f"{kimg} kimg are no whole images"
     return nimg
+
+
+def test_every_golden_schedule_is_compared():
+    compared = {*tables("C1_*"), *event_lists("C1_*"), *tables("C2_*")}
+    assert compared == {*sets("C1_*"), *sets("C2_*")}
 
 
 @pytest.mark.parametrize("name", tables("C1_*"))

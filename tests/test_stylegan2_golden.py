@@ -137,7 +137,9 @@ OUTPUTS: dict[str, Callable[[Case, int, re.Match[str]], Tensor]] = {
 def test_golden_outputs_of_every_architecture(name: str):
     case = Case(name)
     tolerance = TOLERANCE_FULL_SIZE if name in FULL_SIZE else TOLERANCE
-    for key, expected in under(case.golden, "out/").items():
+    outputs = under(case.golden, "out/")
+    assert outputs
+    for key, expected in outputs.items():
         found = [(f, m) for p, f in OUTPUTS.items() if (m := re.fullmatch(p, key))]
         assert len(found) == 1, f"{name} has out/{key}, which no pattern knows"
         compute, match = found[0]
