@@ -213,7 +213,9 @@ def test_vectors_are_in_the_index_and_in_json_members_and_changed_ones_are_notic
     assert [sample["json"] for sample in samples] == [{"label": [5, 0.5]}, {"label": [6, 0.5]}]
     assert shard(source, tmp_path / "data", labels=option).already_complete
     _table(tmp_path, "\n".join(["x,y,z", *rows]).replace("6,0.5", "6,0.25"))
-    with pytest.raises(ValueError, match=r"made from other images.*or labels differ\); choose ano"):
+    with pytest.raises(
+        ValueError, match=r"made from other images.*labels or landmarks differ\); choose ano"
+    ):
         shard(source, tmp_path / "data", labels=option)
 
 

@@ -3,6 +3,7 @@
 import shutil
 import sys
 import tarfile
+from dataclasses import replace
 
 import lmdb
 import numpy as np
@@ -49,6 +50,18 @@ def test_an_lmdb_that_cannot_be_read_says_why(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lmdb", None)
     with pytest.raises(SourceError, match=r"needs the package lmdb; pip install 'stylegan-pipelin"):
         list_source(tmp_path, tmp_path)
+
+
+def test_an_entry_that_the_lmdb_cannot_give_is_a_bad_image(tmp_path):
+    with lmdb.open(str(tmp_path / "x_lmdb")) as environment, environment.begin(write=True) as write:
+        write.put(b"key", b"value")
+    listing = list_source(tmp_path / "x_lmdb", tmp_path)
+    (entry,) = listing.entries
+
+    with pytest.raises(BadImageError, match="damaged: the LMDB does not give it"):
+        listing.source.read(replace(entry, member=""))
+    with pytest.raises(BadImageError, match="changed: the LMDB no longer has it"):
+        listing.source.read(replace(entry, member="00"))
 
 
 def test_ffhq_keeps_author_and_licence_of_every_image_at_the_full_level(tmp_path):

@@ -17,8 +17,11 @@ class Lmdb(Source):
     """Values of an LMDB on this machine."""
 
     def _read(self, entry: Entry) -> bytes:
-        with _environment(self.url).begin() as transaction:
-            value: bytes | None = transaction.get(bytes.fromhex(entry.member))
+        try:
+            with _environment(self.url).begin() as transaction:
+                value: bytes | None = transaction.get(bytes.fromhex(entry.member))
+        except _lmdb().Error as err:
+            raise BadImageError(f"damaged: the LMDB does not give it: {err}") from err
         if value is None:
             raise BadImageError("changed: the LMDB no longer has it")
         return check_size(value, entry.size)
