@@ -4,11 +4,13 @@
 # make install   the environment alone; TORCH_INDEX=URL takes torch from there, now and later
 # make check     format, lint, types, import contracts
 # make weights   feature networks for the metrics
+# make lock      requirements of the images, with hashes; TORCH_CPU=URL or folder has torch's CPU build
 # make clean     take everything away again; it names what it leaves
 # Each is idempotent and goes on after an interruption.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu/torch/
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +30,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_PROGRESS_BAR ?= off
 
-.PHONY: demo test train-all check install weights clean always
+LOCKS := infra/requirements-cpu.txt infra/requirements-gpu.txt
+
+.PHONY: demo test train-all check install weights lock clean always
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(WEIGHTS)
@@ -73,6 +77,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(WEIGHTS): | $(INSTALLED)
 	$(BIN)/python -m pipeline.weights fetch
 	@touch $@
+
+lock: $(LOCKS)
+
+infra/requirements-cpu.txt: BUILD := +cpu
+infra/requirements-cpu.txt: FROM := --find-links $(TORCH_CPU)
+$(LOCKS): pyproject.toml constraints.txt | $(INSTALLED)
+	echo "torch==$$(sed -n 's/^torch==//p' constraints.txt)$(BUILD)" | $(BIN)/uv pip compile --quiet \
+		pyproject.toml - --extra lmdb --extra stack --constraint constraints.txt --generate-hashes \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate $(FROM) \
+		--custom-compile-command 'make lock' --output-file $@
 
 # What users have put beside the demo stays, and so does what their own runs keep.
 clean:
