@@ -28,8 +28,11 @@ from data_prep import storage
 from data_prep.manifest import DigestError
 from pipeline.checkpoint import Checkpoints
 from pipeline.marker import read_marker
+from pipeline.revision import code_revision
 from stylegan import sample
 from stylegan.networks.interface import Generator
+from stylegan.official import snapshot
+from stylegan.official.names import Imported
 
 FORMAT = 1
 WEIGHTS, NETWORK, METRICS, LINEAGE = "G.safetensors", "network.json", "metrics.json", "lineage.json"
@@ -123,6 +126,36 @@ def from_checkpoint(
     )
 
 
+def read_official(url: str, name: snapshot.Name = "Gs") -> tuple[Imported, dict[str, Any]]:
+    """A network of an official pickle, which is read as data, and its lineage.
+
+    Raises:
+        ArchiveError: The file is damaged, or asks for more than data.
+        StorageError: It cannot be read.
+        ValueError: The network cannot be represented here; says what of it.
+    """
+    content = storage.read_bytes(url)
+    imported = snapshot.read(content, name)
+    lineage = {
+        "source": url,
+        "source_sha256": hashlib.sha256(content).hexdigest(),
+        "source_network": name,
+        "source_notes": "; ".join(imported.notes),
+        "code_revision": code_revision(),
+        **imported.facts,
+    }
+    return imported, lineage
+
+
+def from_official(imported: Imported, lineage: Mapping[str, Any]) -> Bundle:
+    """The generator of an official file."""
+    assert isinstance(imported.network, Generator)
+    network = {**sample.describe(imported.network.config), "lod": imported.lod}
+    if imported.psi is not None:
+        network["truncation"] = {"psi": imported.psi, "cutoff": imported.cutoff}
+    return Bundle(tensors=imported.network.state_dict(), network=network, lineage=lineage)
+
+
 def write(bundle: Bundle, folder: Path, *, grid: Image.Image) -> str:
     """Write the files of a bundle; the digest that stands for all."""
     contents = {
@@ -142,68 +175,71 @@ def write(bundle: Bundle, folder: Path, *, grid: Image.Image) -> str:
     return hashlib.sha256(contents[DIGESTS]).hexdigest()
 
 
-def read_digests(path: Path, *, anchor: str | None = None) -> dict[str, str]:
-    """SHA-256 of each file, from digests.json.
+def read_digests(content: bytes, *, url: str, anchor: str | None = None) -> dict[str, str]:
+    """SHA-256 of each file, from the digests.json that lies at `url`.
 
     Raises:
         DigestError: Its own SHA-256 is not `anchor`, or it is none of ours.
     """
-    content = path.read_bytes()
-    own = hashlib.sha256(content).hexdigest()
-    if anchor is not None and own != anchor:
-        raise DigestError(f"{path.name} was changed: its SHA-256 is {own}, registered was {anchor}")
+    if anchor is not None:
+        verify(content, anchor, url=url)
     try:
         listed = json.loads(content)
         digests: dict[str, str] = listed["sha256"]
         if listed["format"] != FORMAT or set(digests) != set(FILES):
             raise ValueError(f"format {listed['format']}, files {', '.join(digests)}")
     except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise DigestError(f"{path} is no digests.json of format {FORMAT}: {err!r}") from err
+        raise DigestError(f"{url} is no {DIGESTS} of format {FORMAT}: {err!r}") from err
     return digests
 
 
-def verify_file(path: Path, sha256: str, *, url: str = "") -> None:
-    """Refuse a file with another SHA-256.
+def verify(content: bytes, sha256: str, *, url: str) -> None:
+    """Refuse the content of a file whose SHA-256 is another.
 
     Raises:
-        DigestError: Names it, as `url` if it came from there.
+        DigestError: Names the file.
     """
-    if not path.is_file():
-        raise DigestError(f"{url or path} is missing, but {DIGESTS} names it")
-    digest = storage.sha256(str(path))
+    digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
         raise DigestError(
-            f"{url or path} was changed: its SHA-256 is {digest}, registered was {sha256}; it is "
-            f"not used"
+            f"{url} was changed: its SHA-256 is {digest}, registered was {sha256}; it is not used"
         )
 
 
-def load(folder: Path) -> Bundle:
-    """Verify the files in a folder and read them.
+def load(folder: str | Path) -> Bundle:
+    """Read and verify the files in a folder, which may be any URL.
 
     Raises:
         DigestError: One is not the file that was registered.
+        StorageError: They cannot be read.
     """
-    for name, sha256 in read_digests(folder / DIGESTS).items():
-        verify_file(folder / name, sha256)
+    urls = {name: storage.join(str(folder), name) for name in (*FILES, DIGESTS)}
+    digests = read_digests(storage.read_bytes(urls[DIGESTS]), url=urls[DIGESTS])
+    contents = {}
+    for name, sha256 in digests.items():
+        try:
+            contents[name] = storage.read_bytes(urls[name])
+        except storage.MissingError as err:
+            raise DigestError(f"{urls[name]} is missing, but {DIGESTS} names it") from err
+        verify(contents[name], sha256, url=urls[name])
     try:
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        tensors = safetensors.torch.load(contents[WEIGHTS])
     except SafetensorError as err:
-        raise DigestError(f"{folder / WEIGHTS} is no safetensors file: {err}") from err
-    with Image.open(folder / GRID) as grid:
+        raise DigestError(f"{urls[WEIGHTS]} is no safetensors file: {err}") from err
+    with Image.open(io.BytesIO(contents[GRID])) as grid:
         grid.load()
     return Bundle(
         tensors=tensors,
-        network=json.loads((folder / NETWORK).read_bytes()),
-        metrics=read_metrics(folder / METRICS),
-        lineage=json.loads((folder / LINEAGE).read_bytes()),
+        network=json.loads(contents[NETWORK]),
+        metrics=read_metrics(contents[METRICS]),
+        lineage=json.loads(contents[LINEAGE]),
         grid=grid,
     )
 
 
-def read_metrics(path: Path) -> dict[str, MetricValue]:
+def read_metrics(content: bytes) -> dict[str, MetricValue]:
     """What metrics.json holds."""
-    return {name: MetricValue(**entry) for name, entry in json.loads(path.read_bytes()).items()}
+    return {name: MetricValue(**entry) for name, entry in json.loads(content).items()}
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

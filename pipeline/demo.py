@@ -83,8 +83,9 @@ def steps(console: Console) -> None:
     console.rule("4/5  pictures")
     generate = ("pipeline.generate", "images", "--model", str(FOLDER / "model"))
     run(*generate, "--seeds", "0-63", "--psi", "0.7", "--out", str(FOLDER / "images"))
-    mixing = ("pipeline.generate", "mixing", "--model", str(FOLDER / "model"), "--psi", "0.7")
-    run(*mixing, "--rows", "0-5", "--cols", "10-19", "--out", str(FOLDER / "mixing.png"))
+    mix = ("pipeline.generate", "mix", "--model", str(FOLDER / "model"), "--psi", "0.7")
+    rows = ("--rows", "coarse=10-12", "--rows", "middle=13-15")
+    run(*mix, "--columns", "0-6", *rows, "--out", str(FOLDER / "mixing.png"))
     curves = training_curves(
         history(result.tracking_uri, result.tracking_run_id),
         resolution=config.network.resolution,

@@ -44,7 +44,7 @@ from pipeline.evaluation_config import EvaluationConfig
 from pipeline.measure import evaluate
 from pipeline.metric import NETWORKS, MetricResult
 from pipeline.mlflow_client import TrackingError
-from pipeline.registry import RegistryError, add_uri, tracking_uri
+from pipeline.registry import RegistryError, add_uri, choose_uri
 from pipeline.sampler import FanOut, Task
 from pipeline.tasks import Device, Outputs, Precision
 
@@ -227,7 +227,7 @@ def _subject(options: argparse.Namespace) -> Iterator[str]:
         yield options.checkpoint or options.model or _checkpoint_of(options.run, options.nimg)
         return
     with tempfile.TemporaryDirectory(prefix="model-") as folder:
-        uri = tracking_uri(options.tracking_uri)
+        uri = choose_uri(options.tracking_uri)
         yield str(registry.pull(options.model, Path(folder, "model"), uri=uri))
 
 

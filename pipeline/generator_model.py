@@ -67,7 +67,7 @@ class GeneratorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defi
             psi=float(params.get("truncation_psi", self.Gs.usual_psi)),
             cutoff=None if cutoff is None or cutoff < 0 else int(cutoff),
             labels=labels,
-            noise=params.get("noise", "stored"),
+            noise=params.get("noise", "fixed"),
             lod=self.lod,
         )
         pixels: np.ndarray = images.permute(0, 2, 3, 1).contiguous().numpy()

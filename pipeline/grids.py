@@ -1,5 +1,6 @@
 """Images side by side, as one PIL image."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -49,6 +50,8 @@ def table(
     at_least_px: int = 0,
     labels: Sequence[Sequence[str]] = (),
     corner: bool = False,
+    top: str = "",
+    left: Sequence[tuple[str, int]] = (),
 ) -> Image.Image:
     """Rows of images, all of one size.
 
@@ -58,31 +61,52 @@ def table(
         at_least_px: See `grid`.
         labels: Under the images, row by row.
         corner: Leave the first place of the first row empty, and a wider gap beside it.
+        top: Heading above the images, or with `corner` those of the first row.
+        left: Titles of so many rows each, upwards beside them; with `corner` from the second on.
     """
     first = rows[0][0]
     factor = max(1, -(-at_least_px // first.shape[2]))
     height_px, width_px = (int(side) * factor for side in first.shape[1:])
-    letter_px = max(9, min(14, width_px // 6))
-    font = ImageFont.load_default(size=letter_px)
-    text_px = letter_px + 6 if any(any(row) for row in labels) else 0
+    font = _font(max(9, min(14, width_px // 6)))
+    title_font = _font(max(11, min(40, width_px // 7)))
+    text_px = _height(font) + 2 if any(any(row) for row in labels) else 0
+    title_px = _height(title_font) + 4
     gap_px = 4 * margin_px if corner else 0
+    x0, y0 = margin_px + title_px * bool(left), margin_px + title_px * bool(top)
+    step_x, step_y = width_px + margin_px, height_px + text_px + margin_px
     columns = max(len(row) + (corner and index == 0) for index, row in enumerate(rows))
-    size = (
-        margin_px + columns * (width_px + margin_px) + gap_px,
-        margin_px + len(rows) * (height_px + text_px + margin_px) + gap_px,
-    )
+    size = (x0 + columns * step_x + gap_px, y0 + len(rows) * step_y + gap_px)
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for r, row in enumerate(rows):
-        y = margin_px + r * (height_px + text_px + margin_px) + (gap_px if r else 0)
+        y = y0 + r * step_y + (gap_px if r else 0)
         for c, tensor in enumerate(row, start=int(corner and r == 0)):
-            x = margin_px + c * (width_px + margin_px) + (gap_px if c else 0)
+            x = x0 + c * step_x + (gap_px if c else 0)
             image = to_image(tensor).resize((width_px, height_px), Image.Resampling.NEAREST)
             canvas.paste(image, (x, y))
             if text_px and r < len(labels) and c < len(labels[r]):
                 middle = (x + width_px / 2, y + height_px + 2)
                 draw.text(middle, labels[r][c], fill=_INK, font=font, anchor="ma")
+    if top:
+        start_x = x0 + (step_x + gap_px if corner else 0)
+        draw.text(((start_x + size[0]) / 2, 2), top, fill=_INK, font=title_font, anchor="ma")
+    at = y0 + (step_y + gap_px if corner else 0)
+    for title, count in left:
+        upwards = Image.new("RGB", (count * step_y, title_px), BACKGROUND)
+        middle = (count * step_y / 2, 2)
+        ImageDraw.Draw(upwards).text(middle, title, fill=_INK, font=title_font, anchor="ma")
+        canvas.paste(upwards.rotate(90, expand=True), (margin_px, at))
+        at += count * step_y
     return canvas
+
+
+def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size_px)
+
+
+def _height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    """Of a line with ascenders and descenders, in pixels."""
+    return math.ceil(font.getbbox("Ág")[3]) + 2
 
 
 def sheet(images: Tensor, *, columns: int = 0) -> Image.Image:

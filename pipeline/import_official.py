@@ -10,7 +10,6 @@ safetensors and JSON, with the SHA-256 of FILE among the lineage.
 # ruff: noqa: T201 (a command line prints)
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,8 @@ from typing import Any, get_args
 
 import safetensors.torch
 
-from data_prep import storage
 from pipeline import bundle as bundles
 from pipeline import packaging
-from pipeline.bundle import Bundle
-from pipeline.revision import code_revision
-from stylegan import sample
 from stylegan.networks.interface import Generator
 from stylegan.official import snapshot
 from stylegan.official.names import Imported
@@ -41,25 +36,9 @@ def import_file(url: str, folder: Path, *, name: snapshot.Name = "Gs") -> Import
         StorageError: It cannot be read.
         ValueError: The network cannot be represented here; says what of it.
     """
-    content = storage.read_bytes(url)
-    imported = snapshot.read(content, name)
-    lineage = {
-        "source": url,
-        "source_sha256": hashlib.sha256(content).hexdigest(),
-        "source_network": name,
-        "source_notes": "; ".join(imported.notes),
-        "code_revision": code_revision(),
-        **imported.facts,
-    }
+    imported, lineage = bundles.read_official(url, name)
     if isinstance(imported.network, Generator):
-        network = {**sample.describe(imported.network.config), "lod": imported.lod}
-        if imported.psi is not None:
-            network["truncation"] = {"psi": imported.psi, "cutoff": imported.cutoff}
-        bundle = Bundle(
-            tensors=imported.network.state_dict(),
-            network=network,
-            lineage=lineage,
-        )
+        bundle = bundles.from_official(imported, lineage)
         bundles.write(bundle, folder, grid=packaging.draw_grid(bundle))
     else:
         _write_D(imported, lineage, folder)

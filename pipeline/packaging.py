@@ -63,6 +63,26 @@ def save_model(bundle: Bundle, scratch: Path) -> Path:
     return folder
 
 
+def facts(bundle: Bundle) -> dict[str, str]:
+    """What one wants to see of a version at a glance, as tags."""
+    facts = {name: str(value) for name, value in bundle.lineage.items() if value not in ("", None)}
+    return facts | {name: f"{metric.value:.6g}" for name, metric in bundle.metrics.items()}
+
+
+def description(bundle: Bundle, name: str) -> str:
+    """Markdown for the version's page."""
+    side = int(bundle.network["G"]["resolution"]) >> int(bundle.lod)
+    metrics = ", ".join(f"{key} {metric.value:.4g}" for key, metric in bundle.metrics.items())
+    return "\n".join(
+        [
+            f"{side}x{side} px, {int(bundle.lineage.get('nimg', 0)) / 1000:g} kimg. {metrics}",
+            "",
+            f"Samples: `artifacts/{bundles.GRID}`. The files, verified:",
+            f"`python -m pipeline.registry pull {name}@ALIAS DIR`",
+        ]
+    )
+
+
 def _example(bundle: Bundle) -> tuple[Any, dict[str, Any]]:
     import pandas  # type: ignore[import-untyped]
 
@@ -74,7 +94,7 @@ def _params(bundle: Bundle) -> dict[str, Any]:
     """What may be given beside the seeds, with what is taken otherwise."""
     Gs = bundle.generator()
     cutoff = -1 if Gs.usual_cutoff is None else Gs.usual_cutoff
-    return {"truncation_psi": Gs.usual_psi, "truncation_cutoff": cutoff, "noise": "stored"}
+    return {"truncation_psi": Gs.usual_psi, "truncation_cutoff": cutoff, "noise": "fixed"}
 
 
 def _signature(bundle: Bundle) -> Any:

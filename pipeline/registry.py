@@ -26,7 +26,9 @@ from pipeline import bundle as bundles
 from pipeline import packaging
 from pipeline.bundle import Bundle, MetricValue
 from pipeline.mlflow_client import TrackingError, asking, connect, first_line
+from pipeline.model import Model, check_device, read
 from pipeline.names import check_alias, check_name
+from stylegan.objective import Precision
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -133,17 +135,48 @@ def pull(model: str, folder: Path, *, uri: str) -> Path:
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        digests = bundles.read_digests(
-            _download(client, version, bundles.DIGESTS, Path(scratch)), anchor=anchor
-        )
-        for name, sha256 in digests.items():
-            source = f"{version.name}/{version.version}/artifacts/{name}"
-            path = _download(client, version, name, Path(scratch))
-            bundles.verify_file(path, sha256, url=source)
+        content = _download(client, version, bundles.DIGESTS, Path(scratch), sha256=anchor)
+        for name, sha256 in bundles.read_digests(content, url=bundles.DIGESTS).items():
+            _download(client, version, name, Path(scratch), sha256=sha256)
         folder.mkdir(exist_ok=True)
         for name in (*bundles.FILES, bundles.DIGESTS):
             Path(scratch, name).replace(folder / name)
     return folder
+
+
+def load(
+    model: str,
+    *,
+    tracking_uri: str = "",
+    device: str = "auto",
+    precision: Precision = "float32",
+) -> Model:
+    """A generator ready for use.
+
+        model = load("models:/faces@champion", device="cuda", precision="bfloat16")
+        model.to_pil(model.sample(range(8), psi=0.7))
+
+    Neither MLflow nor Ray is imported for what is not in the registry.
+
+    Args:
+        model: `models:/NAME@ALIAS` or `models:/NAME/VERSION`, or a path or URL of a folder that
+            `pull` has filled, of a committed checkpoint, of a run (its newest checkpoint), or of
+            an official pickle (`.pkl`, `.pkl.gz`).
+        tracking_uri: Where the registry is; empty for the environment's.
+        device: `cpu`, `cuda`, `cuda:1` …, or `auto` for a GPU where there is one.
+        precision: Of convolutions and dense layers.
+
+    Raises:
+        ValueError: There is none, its bytes are not those that were registered or committed, or
+            there is no such device or precision.
+        OSError: A server or store does not answer.
+    """
+    check_device(device)
+    if not model.startswith("models:/"):
+        return Model(read(model), name=model, device=device, precision=precision)
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        folder = pull(model, Path(scratch, "model"), uri=choose_uri(tracking_uri))
+        return Model(bundles.load(folder), name=model, device=device, precision=precision)
 
 
 def list_versions(uri: str) -> list[dict[str, Any]]:
@@ -188,7 +221,7 @@ def _upload(client: "MlflowClient", model: Path, bundle: Bundle, *, run_id: str,
         run.info.experiment_id,
         name=name,
         source_run_id=run_id,
-        tags=_facts(bundle),
+        tags=packaging.facts(bundle),
         model_type="generator",
     )
     client.log_model_artifacts(logged.model_id, str(model))
@@ -211,31 +244,11 @@ def _create_version(
         name,
         source=f"models:/{model_id}" if served else model.artifact_location,
         run_id=model.source_run_id,
-        tags={**_facts(bundle), ANCHOR: anchor},
-        description=_description(bundle, name),
+        tags={**packaging.facts(bundle), ANCHOR: anchor},
+        description=packaging.description(bundle, name),
         model_id=model_id,
     )
     return int(version.version)
-
-
-def _facts(bundle: Bundle) -> dict[str, str]:
-    """What one wants to see of a version at a glance, as tags."""
-    facts = {name: str(value) for name, value in bundle.lineage.items() if value not in ("", None)}
-    return facts | {name: f"{metric.value:.6g}" for name, metric in bundle.metrics.items()}
-
-
-def _description(bundle: Bundle, name: str) -> str:
-    """Markdown for the version's page."""
-    side = int(bundle.network["G"]["resolution"]) >> int(bundle.lod)
-    metrics = ", ".join(f"{key} {metric.value:.4g}" for key, metric in bundle.metrics.items())
-    return "\n".join(
-        [
-            f"{side}x{side} px, {int(bundle.lineage.get('nimg', 0)) / 1000:g} kimg. {metrics}",
-            "",
-            f"Samples: `artifacts/{bundles.GRID}`. The files, verified:",
-            f"`python -m pipeline.registry pull {name}@ALIAS DIR`",
-        ]
-    )
 
 
 def _decide(
@@ -265,16 +278,18 @@ def _decide(
 def _metrics(client: "MlflowClient", version: "ModelVersion") -> dict[str, MetricValue]:
     """Verified metrics of a version."""
     with tempfile.TemporaryDirectory(prefix="metrics-") as scratch:
-        digests = bundles.read_digests(
-            _download(client, version, bundles.DIGESTS, Path(scratch)),
-            anchor=(version.tags or {}).get(ANCHOR, ""),
+        anchor = (version.tags or {}).get(ANCHOR, "")
+        content = _download(client, version, bundles.DIGESTS, Path(scratch), sha256=anchor)
+        sha256 = bundles.read_digests(content, url=bundles.DIGESTS)[bundles.METRICS]
+        return bundles.read_metrics(
+            _download(client, version, bundles.METRICS, Path(scratch), sha256=sha256)
         )
-        path = _download(client, version, bundles.METRICS, Path(scratch))
-        bundles.verify_file(path, digests[bundles.METRICS])
-        return bundles.read_metrics(path)
 
 
-def _download(client: "MlflowClient", version: "ModelVersion", name: str, folder: Path) -> Path:
+def _download(
+    client: "MlflowClient", version: "ModelVersion", name: str, folder: Path, *, sha256: str
+) -> bytes:
+    """Put a file of a version into `folder` and verify it; its content."""
     from mlflow.artifacts import download_artifacts
 
     source = f"{version.name}/{version.version}/artifacts/{name}"
@@ -291,7 +306,9 @@ def _download(client: "MlflowClient", version: "ModelVersion", name: str, folder
         ) from err
     if Path(got) != folder / name:
         shutil.copyfile(got, folder / name)
-    return folder / name
+    content = (folder / name).read_bytes()
+    bundles.verify(content, sha256, url=source)
+    return content
 
 
 def _find(client: "MlflowClient", parts: re.Match[str], uri: str) -> "ModelVersion":
@@ -337,10 +354,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.command == "list":
-            for row in list_versions(tracking_uri(args.tracking_uri)):
+            for row in list_versions(choose_uri(args.tracking_uri)):
                 print(_line(row))
         else:
-            folder = pull(args.model, args.folder, uri=tracking_uri(args.tracking_uri))
+            folder = pull(args.model, args.folder, uri=choose_uri(args.tracking_uri))
             print(f"{args.model}: {len(bundles.FILES)} files verified, in {folder}")
     except (ValueError, OSError) as err:
         print(f"error: {err}", file=sys.stderr)
@@ -355,7 +372,7 @@ def add_uri(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def tracking_uri(given: str) -> str:
+def choose_uri(given: str) -> str:
     """The URI of the command line or the environment."""
     uri = given or os.environ.get(VARIABLE, "")
     if not uri:

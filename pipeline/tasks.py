@@ -11,7 +11,6 @@ whoever computes it beside which others. Tasks can be pickled and sent anywhere.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -135,9 +134,8 @@ def open_subject(url: str) -> Subject:
         MissingError: Neither of the two is there.
     """
     if storage.exists(storage.join(url, bundles.DIGESTS)):
-        folder = storage.local_path(url)
-        digest = storage.sha256(str(Path(folder, bundles.DIGESTS)))
-        return Subject(bundle=bundles.load(folder), digest=digest)
+        digest = storage.sha256(storage.join(url, bundles.DIGESTS))
+        return Subject(bundle=bundles.load(url), digest=digest)
     bundle = bundles.from_checkpoint(url)
     return Subject(bundle=bundle, digest=str(bundle.lineage["checkpoint_digest"]))
 

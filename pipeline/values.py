@@ -136,8 +136,8 @@ def _of_run(run_url: str, name: str) -> list[MetricResult]:
 
 
 def _of_model(url: str) -> Iterator[MetricResult]:
-    path = storage.local_path(url) / bundles.METRICS
-    for name, value in bundles.read_metrics(path).items():
+    content = storage.read_bytes(storage.join(url, bundles.METRICS))
+    for name, value in bundles.read_metrics(content).items():
         fingerprint = dict(value.fingerprint)
         subject = {"url": url, "digest": fingerprint.pop("snapshot", "")}
         yield MetricResult(name=name, value=value.value, fingerprint=fingerprint, subject=subject)

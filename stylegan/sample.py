@@ -1,7 +1,7 @@
-"""Pictures out of a generator: seeds to latents, truncation, style mixing, bytes.
+"""Pictures out of a generator: seeds to latents, truncation, style mixing, noise, bytes.
 
     images = sample(Gs, range(16), psi=0.7)              # [16, 3, h, w] uint8
-    rows = mixing_grid(Gs, [0, 1], [2, 3], layers=style_layers(Gs, "coarse"))
+    ws = mix(styles(Gs, [0]), styles(Gs, [1]), layers=style_layers(Gs, "coarse"))
 
 A seed means one image of one network, whatever is drawn beside it: its latent is the one that
 StyleGAN's own tools draw for it, from NumPy's legacy generator, whose stream NumPy keeps for good.
@@ -25,8 +25,7 @@ from stylegan.networks import family
 from stylegan.networks.interface import Generator, GeneratorConfig
 from stylegan.state import load_network
 
-Noise = Literal["stored", "keyed"]
-Space = Literal["z", "w"]
+Noise = Literal["fixed", "random", "none"]
 
 MAX_SEED = 2**32 - 1
 _RANGES = {"coarse": (0, 4), "middle": (4, 8), "fine": (8, 2**31)}  # 4-8 px, 16-32 px, 64 px up
@@ -72,7 +71,7 @@ def sample(
     psi: float = 1.0,
     cutoff: int | None = None,
     labels: Float[Tensor, "n d"] | None = None,
-    noise: Noise = "stored",
+    noise: Noise = "fixed",
     lod: float = 0.0,
     batch: int = 8,
 ) -> UInt8[Tensor, "n c h w"]:
@@ -84,7 +83,7 @@ def sample(
         psi: Truncation: 1 = none, 0 = the mean image.
         cutoff: Layers that are truncated, from the coarsest; None = all.
         labels: One per image where the network has labels.
-        noise: The noise stored with the network, equal in all images, or drawn for each seed.
+        noise: See `noise_inputs`.
         lod: Level of detail of a network that is still growing; 0 = full size.
         batch: Images at a time.
 
@@ -101,7 +100,7 @@ def sample(
         part = seeds[start : start + batch]
         part_labels = None if labels is None else labels[start : start + batch]
         ws = styles(Gs, part, psi=psi, cutoff=cutoff, labels=part_labels)
-        noises = _keyed_noise(Gs, part) if noise == "keyed" else None
+        noises = noise_inputs(Gs, part, noise, lod=lod)
         images.append(to_uint8(Gs.synthesis(ws, noise=noises, lod=lod)).cpu())
     return torch.cat(images)
 
@@ -119,7 +118,40 @@ def styles(
     device = Gs.w_avg.device
     z = latents(seeds, Gs.config.z_size).to(device)
     ws = Gs.broadcast(Gs.mapping(z, None if labels is None else labels.to(device)))
-    return _truncated(Gs, ws, psi=psi, cutoff=cutoff)
+    return truncate(Gs, ws, psi=psi, cutoff=cutoff)
+
+
+def noise_inputs(
+    Gs: Generator, seeds: Sequence[int], noise: Noise, *, variation: int = 0, lod: float = 0.0
+) -> list[Float[Tensor, "n 1 _ _"]] | None:
+    """The noise of images of these seeds, as synthesis takes it.
+
+    Args:
+        Gs: The generator.
+        seeds: One per image.
+        noise: `fixed`: what is stored with the network, equal in all images (None is returned);
+            `random`: drawn for each seed; `none`: zero.
+        variation: Which of the drawn noises of a seed.
+        lod: Level of detail.
+
+    Raises:
+        ValueError: The network has no noise inputs to draw for or to switch off.
+    """
+    if noise == "fixed":
+        return None
+    sides, device = Gs.noise_sides(lod), Gs.w_avg.device
+    if not sides:
+        raise ValueError(
+            f"noise is {noise!r}, but this network of kind {Gs.config.kind} has no noise inputs; "
+            f"leave it at fixed"
+        )
+    if noise == "none":
+        return [torch.zeros(len(seeds), 1, side, side, device=device) for side in sides]
+    index = torch.tensor([variation], device=device)
+    each = [
+        Draws(seed=seed).noise(Purpose.EVAL_NOISE, indices=index, sides=sides) for seed in seeds
+    ]
+    return [torch.cat(layer) for layer in zip(*each, strict=True)]
 
 
 def style_layers(Gs: Generator, name: str) -> range:
@@ -145,100 +177,29 @@ def style_layers(Gs: Generator, name: str) -> range:
     return layers
 
 
-@torch.no_grad()
-def mixing_grid(
-    Gs: Generator,
-    row_seeds: Sequence[int],
-    column_seeds: Sequence[int],
-    *,
-    layers: range,
-    psi: float = 1.0,
-    cutoff: int | None = None,
-    label: Float[Tensor, "1 d"] | None = None,
-    lod: float = 0.0,
-) -> list[UInt8[Tensor, "_ c h w"]]:
-    """Style mixing (Karras et al. 2019, Figure 3).
+def mix(
+    a: Float[Tensor, "n l w"], b: Float[Tensor, "m l w"], *, layers: range
+) -> Float[Tensor, "k l w"]:
+    """Style mixing (Karras et al. 2019, Section 3.1): styles of `b` in `layers`, of `a` elsewhere.
 
     Args:
-        Gs: The generator.
-        row_seeds: Sources A.
-        column_seeds: Sources B, whose styles replace those of A in `layers`.
+        a: One w per layer of each source A.
+        b: Of each source B: as many, or one for all; or one A for all B.
         layers: See `style_layers`.
-        psi: As in `sample`.
-        cutoff: As in `sample`.
-        label: One for all, where the network has labels.
-        lod: As in `sample`.
 
-    Returns:
-        The images of the sources B, then for each source A its own image and the mixed ones.
+    Raises:
+        ValueError: There is nothing to mix, or the numbers of sources differ.
     """
-    if Gs.layers() == 1:
+    if a.shape[1] == 1:
         raise ValueError("this network has no styles to mix: all of its layers take the same w")
-    rows, columns = (
-        styles(
-            Gs,
-            seeds,
-            psi=psi,
-            cutoff=cutoff,
-            labels=None if label is None else label.expand(len(seeds), -1),
+    if a.shape[1:] != b.shape[1:] or (len(a) != len(b) and 1 not in (len(a), len(b))):
+        raise ValueError(
+            f"sources have shapes {tuple(a.shape)} and {tuple(b.shape)}; mix as many ws as there "
+            f"are, or one with each"
         )
-        for seeds in (row_seeds, column_seeds)
-    )
-    grid = [to_uint8(Gs.synthesis(columns, lod=lod)).cpu()]
-    for row in rows:
-        mixed = row.repeat(1 + len(columns), 1, 1)
-        mixed[1:, layers] = columns[:, layers]
-        grid.append(to_uint8(Gs.synthesis(mixed, lod=lod)).cpu())
-    return grid
-
-
-@torch.no_grad()
-def arithmetic(
-    Gs: Generator,
-    terms: Sequence[tuple[int, Sequence[int]]],
-    *,
-    space: Space = "w",
-    psi: float = 1.0,
-    cutoff: int | None = None,
-    label: Float[Tensor, "1 d"] | None = None,
-    lod: float = 0.0,
-) -> list[UInt8[Tensor, "_ c h w"]]:
-    """Sums and differences of the means of groups of latents (Radford et al. 2016, Section 6.3.2).
-
-    Args:
-        Gs: The generator, of any kind.
-        terms: (+1 or -1, seeds) of each group, such as smiling women - women + men.
-        space: Take means of z, or of w behind the mapping network.
-        psi: As in `sample`.
-        cutoff: As in `sample`.
-        label: One for all, where the network has labels.
-        lod: As in `sample`.
-
-    Returns:
-        For each term the images of its seeds and that of their mean; then that of the sum.
-    """
-    if not terms:
-        raise ValueError("there is nothing to add up; give one group of seeds or more")
-    device = Gs.w_avg.device
-
-    def to_w(z: Tensor) -> Tensor:
-        labels = None if label is None else label.to(device).expand(len(z), -1)
-        w: Tensor = Gs.mapping(z, labels)
-        return w
-
-    def draw(latent: Tensor) -> Tensor:
-        ws = Gs.broadcast(to_w(latent) if space == "z" else latent)
-        ws = _truncated(Gs, ws, psi=psi, cutoff=cutoff)
-        return to_uint8(Gs.synthesis(ws, lod=lod)).cpu()
-
-    rows, total = [], torch.zeros(())
-    for sign, seeds in terms:
-        z = latents(seeds, Gs.config.z_size).to(device)
-        group = z if space == "z" else to_w(z)
-        mean = group.mean(dim=0, keepdim=True)
-        total = total.to(device) + sign * mean
-        rows.append(draw(torch.cat([group, mean])))
-    return [*rows, draw(total)]
+    chosen = torch.zeros(a.shape[1], dtype=torch.bool, device=a.device)
+    chosen[layers.start : layers.stop] = True
+    return torch.where(chosen[:, None], b, a)
 
 
 def one_hot(classes: Int64[Tensor, " n"], label_size: int) -> Float[Tensor, "n d"]:
@@ -262,19 +223,21 @@ def to_uint8(images: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
-def _check_seeds(seeds: Sequence[int]) -> None:
-    if not len(seeds):
-        raise ValueError("there is no seed; give one or more, and in each group")
-    for seed in seeds:
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed is {seed}; choose from 0 to {MAX_SEED}")
-
-
-def _truncated(
+def truncate(
     Gs: Generator, ws: Float[Tensor, "n l w"], *, psi: float, cutoff: int | None
 ) -> Float[Tensor, "n l w"]:
+    """Draw `cutoff` layers, or all, towards the mean w (Karras et al. 2019, Appendix B).
+
+    Raises:
+        ValueError: psi or cutoff is out of range, or the network has no w.
+    """
     if not math.isfinite(psi):
         raise ValueError(f"psi is {psi}; choose a finite number, such as 0.7, or 1 for none")
+    if psi != 1 and not Gs.has_w:
+        raise ValueError(
+            f"psi is {psi}, but a network of kind {Gs.config.kind} has no w to draw towards its "
+            f"mean; choose 1, or leave it out"
+        )
     if cutoff is not None and not 0 <= cutoff <= Gs.layers():
         raise ValueError(
             f"cutoff is {cutoff}, but the network has {Gs.layers()} layers to truncate; choose "
@@ -283,11 +246,9 @@ def _truncated(
     return Gs.truncate(ws, psi=psi, cutoff=ws.shape[1] if cutoff is None else cutoff)
 
 
-def _keyed_noise(Gs: Generator, seeds: Sequence[int]) -> list[Float[Tensor, "n 1 h w"]]:
-    device = Gs.w_avg.device
-    first = torch.zeros(1, dtype=torch.int64, device=device)
-    each = [
-        Draws(seed=seed).noise(Purpose.EVAL_NOISE, indices=first, sides=Gs.noise_sides())
-        for seed in seeds
-    ]
-    return [torch.cat(layer) for layer in zip(*each, strict=True)]
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if not len(seeds):
+        raise ValueError("there is no seed; give one or more, and in each group")
+    for seed in seeds:
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed is {seed}; choose from 0 to {MAX_SEED}")

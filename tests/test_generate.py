@@ -1,13 +1,16 @@
 """Pictures out of everything that holds a generator."""
 
+from argparse import ArgumentTypeError
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pipeline import bundle as bundles
-from pipeline import generate, grids
-from pipeline.generate import parse_seeds
+from pipeline import grids
+from pipeline.generate.__main__ import main
+from pipeline.generate.options import parse_seeds
 from pipeline.registry import register
 from pipeline.tracking import Tracker, TrackingConfig
 from stylegan import sample
@@ -27,7 +30,11 @@ def pulled(tmp_path_factory):
 
 
 def run(*argv):
-    return generate.main([str(arg) for arg in argv])
+    """The exit code, also where argparse ends the process."""
+    try:
+        return main([str(arg) for arg in argv])
+    except SystemExit as end:
+        return end.code
 
 
 def test_images_of_seeds_are_written_one_by_one_and_as_a_grid(pulled, tmp_path, capsys):
@@ -64,29 +71,41 @@ def test_a_registered_model_gives_images(tmp_path):
     register(generators.bundle(), uri=uri, run_id=tracker.run_id, name="faces", alias="champion")
 
     out = tmp_path / "out"
-    options = ("--seeds", "0-2", "--noise", "keyed", "--tracking-uri", uri, "--out", out)
+    options = ("--seeds", "0-2", "--noise", "random", "--tracking-uri", uri, "--out", out)
     assert run("images", "--model", "models:/faces@champion", *options) == 0
     assert len(list(out.iterdir())) == 4
 
 
-def test_a_mixing_grid_has_the_sources_at_its_edges(pulled, tmp_path):
+def test_a_mixing_table_has_the_sources_at_its_edges(pulled, tmp_path):
     out = tmp_path / "deep" / "mixing.png"
-    options = ("--rows", "0-1", "--cols", "4-6", "--layers", "middle", "--psi", 1)
-    assert run("mixing", "--model", pulled, *options, "--out", out) == 0
+    options = ("--columns", "4-6", "--rows", "middle=0,1", "--rows", "2-5=7", "--psi", 1)
+    assert run("mix", "--model", pulled, *options, "--out", out) == 0
 
     with Image.open(out) as image:
-        pixels = np.asarray(image)
-    side, margin, gap = 64, 2, 8
-    cell = [margin + i * (side + margin) + (gap if i else 0) for i in range(4)]
-    assert pixels.shape == (cell[2] + side + margin, cell[3] + side + margin, 3)
-    assert (pixels[cell[0] : side, cell[0] : side] == 255).all(), "the corner is empty"
+        pixels = np.asarray(image).astype(int)
     Gs = generators.generator()
-    b = sample.sample(Gs, [4])[0].permute(1, 2, 0).numpy()
-    a = sample.sample(Gs, [1])[0].permute(1, 2, 0).numpy()
-    top = pixels[cell[0] : cell[0] + side : 2, cell[1] : cell[1] + side : 2]
-    left = pixels[cell[2] : cell[2] + side : 2, cell[0] : cell[0] + side : 2]
-    assert np.abs(top.astype(int) - b).max() <= 1
-    assert np.abs(left.astype(int) - a).max() <= 1
+    a, b = sample.styles(Gs, [4, 5, 6]), sample.styles(Gs, [0, 1, 7])
+    mixed = sample.mix(a[2:], b[2:], layers=range(2, 6))
+    side, margin, gap, factor = 96, 2, 8, 3
+    title = pixels.shape[0] - (margin + 4 * (side + margin) + gap)
+    assert title == pixels.shape[1] - (margin + 4 * (side + margin) + gap) > 10
+
+    def cell(row, column):
+        y = title + margin + row * (side + margin) + (gap if row else 0)
+        x = title + margin + column * (side + margin) + (gap if column else 0)
+        return pixels[y : y + side : factor, x : x + side : factor]
+
+    assert (cell(0, 0) == 255).all(), "the corner is empty"
+    for place, ws in (((0, 1), a[:1]), ((2, 0), b[1:2]), ((3, 3), mixed)):
+        expected = sample.to_uint8(Gs.synthesis(ws))[0].permute(1, 2, 0).numpy()
+        assert np.abs(cell(*place) - expected).max() <= 1, place
+
+
+def test_the_mixing_table_has_the_rows_of_the_paper_that_the_network_has(pulled, tmp_path):
+    """8 layers: coarse and middle; 5 columns and 5 rows beside the sources."""
+    assert run("mix", "--model", pulled, "--out", tmp_path / "mixing.png") == 0
+    with Image.open(tmp_path / "mixing.png") as image:
+        assert [side // 98 for side in image.size] == [6, 6]
 
 
 def test_a_network_with_labels_wants_a_class(tmp_path, capsys):
@@ -94,14 +113,21 @@ def test_a_network_with_labels_wants_a_class(tmp_path, capsys):
     bundles.write(bundle, tmp_path, grid=Image.new("RGB", (8, 8)))
     options = ("--model", tmp_path, "--seeds", "0", "--out", tmp_path / "out")
 
-    assert run("images", *options) == 1
-    assert "3 classes; choose one with --label" in capsys.readouterr().err
-    assert run("images", *options, "--label", 3) == 1
+    assert run("images", *options) == 2
+    assert "3 classes; choose one as its label" in capsys.readouterr().err
+    assert run("images", *options, "--label", 3) == 2
     assert (
         "label is 3, but the network has 3 classes; choose from 0 to 2" in capsys.readouterr().err
     )
     assert run("images", *options, "--label", 2) == 0
-    mixing = ("mixing", "--model", tmp_path, "--label", 1, "--out", tmp_path / "mixing.png")
+    assert run("images", *options, "--label", "0,2", "--save", "files", "npz", "grid") == 0
+    with np.load(tmp_path / "out" / "images.npz") as arrays:
+        assert arrays["labels"].tolist() == [0, 2]
+        assert arrays["z"].shape == (2, 8)
+        assert arrays["w"].shape == (2, 8, 8)
+        with Image.open(tmp_path / "out" / "seed0000-class2.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), arrays["images"][1])
+    mixing = ("mix", "--model", tmp_path, "--label", 1, "--out", tmp_path / "mixing.png")
     assert run(*mixing) == 0
 
 
@@ -134,8 +160,9 @@ def test_bad_input_is_answered_in_one_line(pulled, tmp_path, capsys, argv, messa
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     argv = [arg.format(**places) for arg in argv]
 
-    assert run("images", *argv, "--out", tmp_path / "out", "--tracking-uri", uri) == 1
+    code = run("images", *argv, "--out", tmp_path / "out", "--tracking-uri", uri)
 
+    assert code == (1 if "models:/faces" in argv else 2)
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
@@ -144,9 +171,9 @@ def test_bad_input_is_answered_in_one_line(pulled, tmp_path, capsys, argv, messa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_said_before_the_model_is_read(tmp_path, capsys):
     argv = ("images", "--model", tmp_path / "none", "--device", "cuda", "--out", tmp_path / "out")
-    assert run(*argv) == 1
+    assert run(*argv) == 2
     assert capsys.readouterr().err == (
-        "error: --device is cuda, but torch sees no GPU here; choose cpu or auto\n"
+        "error: device is 'cuda', but torch sees no GPU here; choose from auto, cpu\n"
     )
 
 
@@ -159,14 +186,14 @@ def test_arithmetic_shows_each_group_with_its_mean_and_the_sum(pulled, tmp_path)
 
 
 def test_arithmetic_of_nothing_is_refused(pulled, tmp_path, capsys):
-    assert run("arithmetic", "--model", pulled, "--out", tmp_path / "sum.png") == 1
+    assert run("arithmetic", "--model", pulled, "--out", tmp_path / "sum.png") == 2
     assert "give groups of seeds with --plus and --minus" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["mixing"], ["arithmetic", "--plus", "0-1"]])
+@pytest.mark.parametrize("command", [["mix"], ["arithmetic", "--plus", "0-1"]])
 def test_every_command_wants_a_finite_psi(command, pulled, tmp_path, capsys):
     out = tmp_path / "out.png"
-    assert run(*command, "--model", pulled, "--psi", "nan", "--out", out) == 1
+    assert run(*command, "--model", pulled, "--psi", "nan", "--out", out) == 2
     assert "psi is nan; choose a finite number" in capsys.readouterr().err
     assert not out.exists()
 
@@ -175,5 +202,5 @@ def test_seeds_are_numbers_and_ranges():
     assert parse_seeds("0-3") == [0, 1, 2, 3]
     assert parse_seeds("7, 1-2,4294967295") == [7, 1, 2, 4294967295]
     for text in ("", "a", "1-", "-1", "1,,2", "4294967296"):
-        with pytest.raises(ValueError, match="seeds are"):
+        with pytest.raises(ArgumentTypeError, match="seeds are"):
             parse_seeds(text)

@@ -18,7 +18,9 @@ import torch
 from PIL import Image
 
 from pipeline import bundle as bundles
-from pipeline import generate, grids, import_official, packaging
+from pipeline import grids, import_official, packaging
+from pipeline.generate.__main__ import main as generate
+from pipeline.registry import load
 from stylegan import sample
 from stylegan.official import snapshot, tensorflow
 from tests.official_pickles import dumps
@@ -57,11 +59,12 @@ def test_the_command_writes_what_generate_and_the_registry_read(pickle_file, tmp
     assert bundle.lineage["source_network"] == "Gs"
     assert bundle.lineage["truncation_psi"] == 0.7
     command = ["images", "--model", str(tmp_path / "model"), "--seeds", "3", "--psi", "1"]
-    assert generate.main([*command, "--out", str(tmp_path / "images")]) == 0
+    assert generate([*command, "--out", str(tmp_path / "images")]) == 0
     Gs = snapshot.read(pickle_file.read_bytes(), "Gs").network.eval()
     with Image.open(tmp_path / "images" / "seed0003.png") as image:
         pixels = np.asarray(image)
     np.testing.assert_array_equal(pixels, sample.sample(Gs, [3])[0].permute(1, 2, 0))
+    assert torch.equal(load(str(pickle_file)).sample([3], psi=1), sample.sample(Gs, [3]))
 
 
 def test_imported_networks_are_truncated_as_their_file_says(pickle_file, tmp_path):
@@ -76,22 +79,22 @@ def test_imported_networks_are_truncated_as_their_file_says(pickle_file, tmp_pat
     np.testing.assert_array_equal(bundle.grid, grids.sheet(expected, columns=8))
     command = ["images", "--model", str(tmp_path / "model"), "--seeds", "1"]
     for more, cutoff in (([], 3), (["--cutoff", "5"], 5)):
-        assert generate.main([*command, *more, "--out", str(tmp_path / "images")]) == 0
+        assert generate([*command, *more, "--out", str(tmp_path / "images")]) == 0
         with Image.open(tmp_path / "images" / "seed0001.png") as image:
             drawn = sample.sample(Gs, [1], psi=0.7, cutoff=cutoff)[0]
             np.testing.assert_array_equal(np.asarray(image), drawn.permute(1, 2, 0))
-    for others in (["mixing"], ["arithmetic", "--plus", "0-1"]):
+    for others in (["mix"], ["arithmetic", "--plus", "0-1"]):
         paths = [tmp_path / f"{others[0]}-{name}.png" for name in ("own", "given", "all")]
         options = ([], ["--cutoff", "3"], ["--cutoff", "6"])
         for path, more in zip(paths, options, strict=True):
             argv = [*others, "--model", str(tmp_path / "model"), *more, "--out", str(path)]
-            assert generate.main(argv) == 0
+            assert generate(argv) == 0
         own, given, everything = (path.read_bytes() for path in paths)
         assert own == given != everything
     assert packaging._params(bundle) == {
         "truncation_psi": 0.7,
         "truncation_cutoff": 3,
-        "noise": "stored",
+        "noise": "fixed",
     }
     with warnings.catch_warnings(action="ignore"):  # MLflow's import warns of its own type hints
         from pipeline.generator_model import GeneratorModel

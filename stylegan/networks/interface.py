@@ -139,6 +139,11 @@ class Generator(nn.Module, ABC):
         self.usual_psi = 0.7 if self.layers() > 1 else 1.0
         self.usual_cutoff = None
 
+    @property
+    def has_w(self) -> bool:
+        """Whether a w is anything but z."""
+        return self.layers() > 1 or any(True for _ in self.mapping.parameters())
+
     def layers(self, lod: float = 0.0) -> int:
         """Rows of `ws` that images of `lod` depend on; 1 where all layers take the same w."""
         return self.config.layers(lod)

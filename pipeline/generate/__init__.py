@@ -1,0 +1,1 @@
+"""What people do with a generator; `python -m pipeline.generate --help` lists it."""
