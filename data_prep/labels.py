@@ -30,6 +30,8 @@ _BETWEEN = "|"
 _LARGEST_CLASS = 10**6
 
 Columns = dict[str, list[Any]]
+Names = tuple[str, ...]
+"""Of classes, or of the numbers of a vector; empty where the source has none."""
 Key = TypeVar("Key")
 
 
@@ -65,16 +67,16 @@ def read_labels(option: str, listing: Listing) -> LabelTable | None:
     if option == "none":
         return None
     if option == "folder":
-        return _table(_folder_labels(names), option)
+        return _table(*_folder_labels(names), option)
     if option == "source":
-        return _table(_source_labels(listing, names), option)
+        return _table(_source_labels(listing, names), (), option)
     url, _, wanted = option.partition("#")
-    found = _file_labels(url, [name for name in wanted.split(",") if name])
-    return _table(_matched(names, found, url), url)
+    found, called = _file_labels(url, [name for name in wanted.split(",") if name])
+    return _table(_matched(names, found, url), called, url)
 
 
-def _folder_labels(names: Iterable[str]) -> dict[str, Label]:
-    """The rank of the first folder of each name among all of them, sorted."""
+def _folder_labels(names: Iterable[str]) -> tuple[dict[str, Label], Names]:
+    """The rank of the first folder of each name among all of them, sorted; and the folders."""
     first = {name: name.partition("/")[0] if "/" in name else None for name in names}
     for name, folder in first.items():
         if folder is None:
@@ -179,14 +181,14 @@ def _label(value: Any) -> Label:
 # From a table.
 
 
-def _file_labels(url: str, wanted: Sequence[str]) -> dict[str, Label]:
+def _file_labels(url: str, wanted: Sequence[str]) -> tuple[dict[str, Label], Names]:
     try:
         content = storage.read_bytes(url)
     except storage.MissingError as err:
         raise SourceError(f"labels {url} do not exist") from err
     suffix = PurePosixPath(url).suffix.lower()
     if suffix == ".json":
-        return _dataset_json(content, url)
+        return _dataset_json(content, url), ()
     columns = _parquet(content, url) if suffix == ".parquet" else _csv(content, url, suffix)
     if not columns or not next(iter(columns.values())):
         raise SourceError(f"labels {url} have no rows; write a header and one row per image")
@@ -200,8 +202,8 @@ def _file_labels(url: str, wanted: Sequence[str]) -> dict[str, Label]:
             f"labels {url} have no column {unknown[0] if unknown else 'but ' + names}; choose from "
             f"{', '.join(list(columns)[:50])}"
         )
-    labels = _column_labels(columns, chosen, url)
-    return dict(zip(map(str, columns[names]), labels, strict=True))
+    labels, called = _column_labels(columns, chosen, url)
+    return dict(zip(map(str, columns[names]), labels, strict=True)), called
 
 
 def _csv(content: bytes, url: str, suffix: str) -> Columns:
@@ -258,22 +260,23 @@ def _parquet(content: bytes, url: str) -> Columns:
     return columns
 
 
-def _column_labels(columns: Columns, chosen: Sequence[str], url: str) -> list[Label]:
+def _column_labels(columns: Columns, chosen: Sequence[str], url: str) -> tuple[list[Label], Names]:
     cells = {name: columns[name] for name in chosen}
     if len(cells) == 1:
         (values,) = cells.values()
         if any(isinstance(value, str) for value in values):
             return _words([str(value) for value in values])
         if all(isinstance(value, int) for value in values) and min(values) < 0:
-            return [(float(value),) for value in values]
-        return _each(_label, values, url)
+            return [(float(value),) for value in values], tuple(cells)
+        labels = _each(_label, values, url)
+        return labels, tuple(cells) if any(isinstance(v, float) for v in values) else ()
     for name, values in cells.items():
         if not all(isinstance(value, int | float) for value in values):
             raise SourceError(
                 f"column {name} of {url} does not hold numbers alone, so it is no part of a "
                 f"vector; name the columns to be used: {url}#{chosen[0]}"
             )
-    return [tuple(map(float, row)) for row in zip(*cells.values(), strict=True)]
+    return [tuple(map(float, row)) for row in zip(*cells.values(), strict=True)], tuple(cells)
 
 
 def _each(make: Callable[[Any], Label], values: Sequence[Any], url: str) -> list[Label]:
@@ -283,18 +286,20 @@ def _each(make: Callable[[Any], Label], values: Sequence[Any], url: str) -> list
         raise SourceError(f"labels {url} cannot be used: {err}; repair that row") from err
 
 
-def _words(values: Sequence[str]) -> list[Label]:
+def _words(values: Sequence[str]) -> tuple[list[Label], Names]:
     """Classes; where a cell may hold several words (`a|b`), a vector of 0 and 1."""
     if not any(_BETWEEN in value for value in values):
-        return list(_ranks(dict(enumerate(values))).values())
+        ranks, words = _ranks(dict(enumerate(values)))
+        return list(ranks.values()), words
     each = [{word.strip() for word in value.split(_BETWEEN) if word.strip()} for value in values]
     every = sorted(set().union(*each))
-    return [tuple(float(word in words) for word in every) for words in each]
+    return [tuple(float(word in words) for word in every) for words in each], tuple(every)
 
 
-def _ranks(words: Mapping[Key, str]) -> dict[Key, Label]:
-    rank = {word: number for number, word in enumerate(sorted(set(words.values())))}
-    return {key: rank[word] for key, word in words.items()}
+def _ranks(words: Mapping[Key, str]) -> tuple[dict[Key, Label], Names]:
+    every = tuple(sorted(set(words.values())))
+    rank = {word: number for number, word in enumerate(every)}
+    return {key: rank[word] for key, word in words.items()}, every
 
 
 def _matched(names: Sequence[str], found: Mapping[str, Label], url: str) -> dict[str, Label]:
@@ -313,7 +318,7 @@ def _matched(names: Sequence[str], found: Mapping[str, Label], url: str) -> dict
     return labels
 
 
-def _table(labels: Mapping[str, Label], origin: str) -> LabelTable:
+def _table(labels: Mapping[str, Label], names: Names, origin: str) -> LabelTable:
     """Make sure that all labels are of one kind; rows of one 1 and zeros else are classes."""
     if all(isinstance(label, int) for label in labels.values()):
         classes: dict[str, int] = {name: int(label) for name, label in labels.items()}  # type: ignore[arg-type]
@@ -324,7 +329,7 @@ def _table(labels: Mapping[str, Label], origin: str) -> LabelTable:
                     f"0 to {_LARGEST_CLASS}"
                 )
         size = max(classes.values(), default=-1) + 1
-        return LabelTable(by_name=classes, kind=Labels(kind="class", size=size))
+        return LabelTable(by_name=classes, kind=Labels(kind="class", size=size, names=names))
     vectors = {
         name: label if isinstance(label, tuple) else (float(label),)
         for name, label in labels.items()
@@ -338,5 +343,5 @@ def _table(labels: Mapping[str, Label], origin: str) -> LabelTable:
             )
     if all(sorted(vector) == [0.0] * (size - 1) + [1.0] for vector in vectors.values()):
         classes = {name: vector.index(1.0) for name, vector in vectors.items()}
-        return LabelTable(by_name=classes, kind=Labels(kind="class", size=size))
-    return LabelTable(by_name=vectors, kind=Labels(kind="vector", size=size))
+        return LabelTable(by_name=classes, kind=Labels(kind="class", size=size, names=names))
+    return LabelTable(by_name=vectors, kind=Labels(kind="vector", size=size, names=names))

@@ -67,6 +67,24 @@ class Labels:
     kind: str
     """class: one integer below `size` each; vector: `size` numbers each."""
     size: int
+    names: tuple[str, ...] = ()
+    """Of the classes or of the numbers; empty where the source had none."""
+
+    def __post_init__(self) -> None:
+        if len(self.names) not in (0, self.size):
+            raise ValueError(
+                f"labels have {len(self.names)} names, but size {self.size}; run data_prep again"
+            )
+
+    def content(self) -> dict[str, Any]:
+        """As the manifest holds it; names that there are not are not written."""
+        names = {"names": list(self.names)} if self.names else {}
+        return {"kind": self.kind, "size": self.size, **names}
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Labels":
+        """The way back."""
+        return cls(**{**content, "names": tuple(content.get("names", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +182,7 @@ class Manifest:
                     Level(**{**level, "shards": tuple(Shard(**row) for row in level["shards"])})
                     for level in content["levels"]
                 ),
-                labels=None if content["labels"] is None else Labels(**content["labels"]),
+                labels=None if content["labels"] is None else Labels.of(content["labels"]),
                 resample=content["resample"],
                 height=content.get("height"),
             )
@@ -192,7 +210,7 @@ class Manifest:
             "samples_per_shard": self.samples_per_shard,
             "resample": self.resample,
             "source_transform": dict(self.source_transform),
-            "labels": None if self.labels is None else asdict(self.labels),
+            "labels": None if self.labels is None else self.labels.content(),
             # What square images do not have is not written: digests of before stay.
             **({} if self.height is None else {"height": self.height}),
             "levels": [

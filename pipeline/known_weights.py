@@ -19,9 +19,12 @@ from stylegan.official.unpickler import Array, TensorFlowNetwork, read_pickle
 
 Tensors = dict[str, Tensor]
 
-CLASSIFIERS = "celebahq-classifiers"
-"""Folder of official classifiers, one attribute each, below a folder of weights."""
-CLASSIFIER_SUFFIX = ".pkl"
+CLASSIFIERS = "attribute-classifiers"
+"""How fingerprints call the classifiers of linear separability, one attribute each."""
+OFFICIAL_CLASSIFIERS, OFFICIAL_SUFFIX = "celebahq-classifiers", ".pkl"
+"""Folder of the official ones below a folder of weights, and how their names end."""
+TRAINED_SUFFIX = ".classifier.json"
+"""Of those that `python -m pipeline.attributes` has trained, in the folder of weights itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,11 @@ from torch import Tensor
 
 from data_prep import storage
 from pipeline.known_weights import (
-    CLASSIFIER_SUFFIX,
     CLASSIFIERS,
     KNOWN,
+    OFFICIAL_CLASSIFIERS,
+    OFFICIAL_SUFFIX,
+    TRAINED_SUFFIX,
     FeatureNetwork,
     Source,
 )
@@ -143,17 +145,21 @@ def find(
 def find_classifiers(folders: Sequence[str]) -> tuple[str, ...]:
     """URLs of the attributes' classifiers in the first folder that has some, by name.
 
+    Of trained ones these are the JSON files, which vouch for the weights beside them.
+
     Raises:
         MissingWeightsError: There are none.
     """
     for folder in folders:
-        url = storage.join(folder, CLASSIFIERS)
-        names = [name for name in storage.listdir(url) if name.endswith(CLASSIFIER_SUFFIX)]
-        if names:
-            return tuple(storage.join(url, name) for name in sorted(names))
+        official = storage.join(folder, OFFICIAL_CLASSIFIERS)
+        for url, suffix in ((folder, TRAINED_SUFFIX), (official, OFFICIAL_SUFFIX)):
+            names = [name for name in storage.listdir(url) if name.endswith(suffix)]
+            if names:
+                return tuple(storage.join(url, name) for name in sorted(names))
     raise MissingWeightsError(
-        f"no classifiers ({CLASSIFIERS}/*{CLASSIFIER_SUFFIX}) are below {' or '.join(folders)}; "
-        f"put the official celebahq-classifier pickles there"
+        f"no classifiers of attributes (*{TRAINED_SUFFIX}, or the official "
+        f"{OFFICIAL_CLASSIFIERS}/*{OFFICIAL_SUFFIX}) are below {' or '.join(folders)}; train some "
+        f"with `python -m pipeline.attributes train DATA --out FOLDER` and name that folder"
     )
 
 
@@ -291,7 +297,7 @@ def list_networks(*, folders: Sequence[str] | None = None) -> None:
             print(f"  missing: {err}")
             for metric in network.serves:
                 lacking[metric].append(network.name)
-    print(f"{CLASSIFIERS}: for ls; from the official pickles")
+    print(f"{CLASSIFIERS}: for ls; from pipeline.attributes, or the official pickles")
     lacking["ls"] = []
     try:
         urls = find_classifiers(search_folders() if folders is None else folders)

@@ -7,7 +7,7 @@ mean.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, relu, softplus
 
@@ -70,6 +70,15 @@ def classes(
 ) -> Float[Tensor, " n"]:
     """Cross-entropy of D's opinion of the class and the label (Odena et al. 2017, Eq. 3)."""
     return cross_entropy(class_logits, labels.to(class_logits), reduction="none")
+
+
+def attribute(logits: Logits, has: Bool[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Cross-entropy of softmax([logit, -logit]) and whether the image has the attribute.
+
+    That is how linear separability reads a classifier's logit (Karras et al. 2019, Section 4.2).
+    """
+    signs = torch.where(has, 1.0, -1.0).to(logits)
+    return softplus(-2 * signs * logits.squeeze(1))
 
 
 def gradient_penalty(

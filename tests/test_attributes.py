@@ -8,7 +8,7 @@ import torch
 from pipeline import classifiers, probes
 from pipeline.evaluate import evaluate
 from pipeline.fakes import FakeSource
-from pipeline.known_weights import CLASSIFIERS
+from pipeline.known_weights import CLASSIFIERS, OFFICIAL_CLASSIFIERS
 from pipeline.tasks import Extractor
 from stylegan.metrics.separability import separability
 from stylegan.official import tensorflow
@@ -21,7 +21,7 @@ from tests.official_records import SIZES, network_of, pickled
 def classifier_folder(tmp_path_factory):
     """Two classifiers of 16 px in official pickles."""
     folder = tmp_path_factory.mktemp("weights")
-    (folder / CLASSIFIERS).mkdir()
+    (folder / OFFICIAL_CLASSIFIERS).mkdir()
     build = tensorflow.BUILDS["D_basic",]
     for number, name in enumerate(("male", "smiling")):
         D = network_of(build, label_size=0, mbstd_group=0)
@@ -33,7 +33,7 @@ def classifier_folder(tmp_path_factory):
             D.tail.dense1.bias -= D(generator()(z))[:, 0].median()
         options = {**SIZES, "label_size": 0, "mbstd_group_size": 0}
         record = pickled(D, ("D_basic",), static_kwargs=options)
-        path = folder / CLASSIFIERS / f"celebahq-classifier-{number:02d}-{name}.pkl"
+        path = folder / OFFICIAL_CLASSIFIERS / f"celebahq-classifier-{number:02d}-{name}.pkl"
         path.write_bytes(dumps(record))
     return str(folder)
 

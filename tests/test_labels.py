@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from data_prep import storage
 from data_prep.labels import check_labels_option, read_labels
-from data_prep.manifest import Labels, ShardIndex
+from data_prep.manifest import Labels, Manifest, ShardIndex
 from data_prep.sources import Listing, SourceError, list_source
 from tests.small_sets import make_folder, read_webdataset, shard
 
@@ -34,7 +34,7 @@ def _table(folder: Path, text: str, name: str = "t.csv") -> str:
 def test_the_first_folder_is_the_class(listing, tmp_path):
     table = read_labels("folder", listing)
 
-    assert table.kind == Labels(kind="class", size=2)
+    assert table.kind == Labels(kind="class", size=2, names=("a", "b"))
     assert table.by_name == dict(zip(NAMES, (0, 0, 1), strict=True))
     (tmp_path / "images" / "top.png").write_bytes(b"")
     with pytest.raises(SourceError, match=r"top.png lies in no folder, but with --labels folder"):
@@ -43,24 +43,31 @@ def test_the_first_folder_is_the_class(listing, tmp_path):
 
 CLASS, VECTOR = "class", "vector"
 TABLES = [
-    ("file,label\n{0},2\n{1},0\n{2},2\n", "", CLASS, 3, (2, 0, 2)),
-    ("label,file_name\n2,{0}\n0,{1}\n2,{2}\n", "", CLASS, 3, (2, 0, 2)),  # known by its header
-    ("x,y\n{0},cat\n{1},ant\n{2},cat\n", "", CLASS, 2, (1, 0, 1)),  # else the first column
-    ("x,y\n{0},red|big\n{1},\n{2},big\n", "", VECTOR, 2, ((1, 1), (0, 0), (1, 0))),
-    ("x,y\n{0},0.5\n{1},1\n{2},-2\n", "", VECTOR, 1, ((0.5,), (1.0,), (-2.0,))),
-    ("x,y\n{0},-1\n{1},1\n{2},-1\n", "", VECTOR, 1, ((-1.0,), (1.0,), (-1.0,))),
-    ("x,y,z\n{0},1,0.5\n{1},0,1\n{2},1,1\n", "", VECTOR, 2, ((1, 0.5), (0, 1), (1, 1))),
-    ("x,y,z\n{0},1,0\n{1},0,1\n{2},1,0\n", "", CLASS, 2, (0, 1, 0)),  # one-hot
-    ("x,y,z\n{0},1,w\n{1},0,w\n{2},1,w\n", "#y", CLASS, 2, (1, 0, 1)),
-    ("x,a,b,c\n{0},1,7,3\n{1},0,7,2\n{2},1,7,1\n", "#c,a", VECTOR, 2, ((3, 1), (2, 0), (1, 1))),
-    ("x,y\n0.png,2\n1.png,0\n2.png,1\nmore.png,9\n", "", CLASS, 3, (2, 0, 1)),  # without folders
+    ("file,label\n{0},2\n{1},0\n{2},2\n", "", CLASS, 3, (2, 0, 2), ""),
+    ("label,file_name\n2,{0}\n0,{1}\n2,{2}\n", "", CLASS, 3, (2, 0, 2), ""),  # known by its header
+    ("x,y\n{0},cat\n{1},ant\n{2},cat\n", "", CLASS, 2, (1, 0, 1), "ant cat"),  # first column
+    ("x,y\n{0},red|big\n{1},\n{2},big\n", "", VECTOR, 2, ((1, 1), (0, 0), (1, 0)), "big red"),
+    ("x,y\n{0},0.5\n{1},1\n{2},-2\n", "", VECTOR, 1, ((0.5,), (1.0,), (-2.0,)), "y"),
+    ("x,y\n{0},-1\n{1},1\n{2},-1\n", "", VECTOR, 1, ((-1.0,), (1.0,), (-1.0,)), "y"),
+    ("x,y,z\n{0},1,0.5\n{1},0,1\n{2},1,1\n", "", VECTOR, 2, ((1, 0.5), (0, 1), (1, 1)), "y z"),
+    ("x,y,z\n{0},1,0\n{1},0,1\n{2},1,0\n", "", CLASS, 2, (0, 1, 0), "y z"),  # one-hot
+    ("x,y,z\n{0},1,w\n{1},0,w\n{2},1,w\n", "#y", CLASS, 2, (1, 0, 1), ""),
+    (
+        "x,a,b,c\n{0},1,7,3\n{1},0,7,2\n{2},1,7,1\n",
+        "#c,a",
+        VECTOR,
+        2,
+        ((3, 1), (2, 0), (1, 1)),
+        "c a",
+    ),
+    ("x,y\n0.png,2\n1.png,0\n2.png,1\nmore.png,9\n", "", CLASS, 3, (2, 0, 1), ""),  # no folders
 ]
 
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet"])
-@pytest.mark.parametrize(("text", "columns", "labels", "size", "expected"), TABLES)
-def test_a_table_gives_classes_and_vectors(
-    kind, text, columns, labels, size, expected, listing, tmp_path
+@pytest.mark.parametrize(("text", "columns", "labels", "size", "expected", "names"), TABLES)
+def test_a_table_gives_classes_and_vectors_and_their_names(
+    kind, text, columns, labels, size, expected, names, listing, tmp_path
 ):
     text = text.format(*NAMES)
     if kind == ".parquet":
@@ -74,7 +81,7 @@ def test_a_table_gives_classes_and_vectors(
 
     table = read_labels(f"{tmp_path}/t{kind}{columns}", listing)
 
-    assert table.kind == Labels(kind=labels, size=size)
+    assert table.kind == Labels(kind=labels, size=size, names=tuple(names.split()))
     assert tuple(table.by_name[name] for name in NAMES) == expected
 
 
@@ -84,6 +91,7 @@ def test_the_attributes_of_celeba_are_read_as_they_are_published(listing, tmp_pa
     table = read_labels(_table(tmp_path, text, "anno.txt"), listing)
 
     assert table.by_name == {"a/0.png": (1, -1), "a/1.png": (-1, -1), "b/2.png": (-1, 1)}
+    assert table.kind.names == ("Bald", "Smiling")
 
 
 def _number(text: str):
@@ -206,7 +214,8 @@ def test_vectors_are_in_the_index_and_in_json_members_and_changed_ones_are_notic
 
     manifest = shard(source, tmp_path / "data", labels=option).manifest
 
-    assert manifest.labels == Labels(kind="vector", size=2)
+    assert manifest.labels == Labels(kind="vector", size=2, names=("y", "z"))
+    assert Manifest.load(str(tmp_path / "data")) == manifest
     index = ShardIndex.load(str(tmp_path / "data"), 16, 1, manifest)
     assert index.labels == ((5.0, 0.5), (6.0, 0.5))
     samples = read_webdataset(tmp_path / "data/8/000001.tar", decode="pil")

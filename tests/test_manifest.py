@@ -65,11 +65,17 @@ def _index(**changes) -> ShardIndex:
     )
 
 
+NAMED = Labels(kind="class", size=3, names=("a", "b", "c"))
+
+
 def test_a_manifest_is_read_back_as_it_was_written():
     manifest = _manifest()
 
     assert Manifest.from_json(manifest.to_json()) == manifest
-    assert Manifest.from_json(_manifest(labels=None).to_json()) == _manifest(labels=None)
+    for labels in (None, NAMED):
+        assert Manifest.from_json(_manifest(labels=labels).to_json()) == _manifest(labels=labels)
+    with pytest.raises(ValueError, match="labels have 3 names, but size 4; run data_prep again"):
+        dataclasses.replace(NAMED, size=4)
 
 
 def test_the_digest_of_a_manifest_never_changes_silently():
@@ -89,6 +95,7 @@ def test_the_digest_covers_everything_but_the_name():
         _manifest(resolution=8),
         _manifest(source_transform={"crop": "none"}),
         _manifest(labels=None),
+        _manifest(labels=NAMED),
         _manifest(resample="lanczos"),
         _manifest(levels=(dataclasses.replace(level, encoding="png"),)),
         _manifest(levels=(dataclasses.replace(level, bytes=1),)),

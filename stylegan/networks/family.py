@@ -47,6 +47,17 @@ def generator(config: interface.GeneratorConfig, *, seed: int = 0) -> interface.
     return G
 
 
+def discriminator_config(options: Mapping[str, Any]) -> interface.DiscriminatorConfig:
+    """A discriminator's configuration from its fields, `kind` among them.
+
+    Raises:
+        ValueError: The kind is unknown.
+    """
+    module = _module(options.get("kind"))
+    config: interface.DiscriminatorConfig = module.DiscriminatorConfig(**options)
+    return config
+
+
 def discriminator(
     config: interface.DiscriminatorConfig, *, seed: int = 0
 ) -> interface.Discriminator:
