@@ -25,6 +25,7 @@ from pipeline.config import TrainConfig
 from pipeline.loader import Batch, Loader, Request
 from pipeline.marker import CommittedCheckpoint
 from pipeline.measurements import Measurements
+from pipeline.memory import keep_freed_memory
 from pipeline.minibatches import Minibatch, RunDraws, minibatches, total_nimg_of
 from pipeline.options import ConfigError
 from pipeline.order import SampleOrder
@@ -91,6 +92,7 @@ def train(config: TrainConfig, *, observer: Observer, tracking_run_id: str = "")
         DigestError: Data or checkpoints are damaged.
     """
     torch.set_num_threads(config.threads_per_worker)
+    keep_freed_memory()
     manifest = Manifest.load(config.data.url)
     config.check_data(manifest)
     worker = _Worker(config, manifest, observer, tracking_run_id)

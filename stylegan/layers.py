@@ -4,12 +4,14 @@ Legend: n images, c h w, H W twice h w, i o features in and out.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, conv_transpose2d, leaky_relu, linear, pad, relu
+from torch.nn.functional import leaky_relu, linear, pad, relu
+
+from stylegan.convolution import convolve
 
 Activation = Literal["leaky_relu", "relu"]
 
@@ -79,7 +81,7 @@ class Conv(Equalized):
 
     def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o h w"]:
         padding = self.weight.shape[-1] // 2
-        return conv2d(x, self.scaled_weight(), self.scaled_bias(), padding=padding)
+        return convolve(x, self.scaled_weight(), self.scaled_bias(), padding=padding)
 
 
 class UpConv(Equalized):
@@ -99,7 +101,8 @@ class UpConv(Equalized):
         weight = self.scaled_weight()
         if not self.fused:
             weight = weight.flip(2, 3)
-        return conv_transpose2d(x, _spread(weight).transpose(0, 1), stride=2, padding=1)
+        kernel = _spread(weight).transpose(0, 1)
+        return convolve(x, kernel, stride=2, padding=1, transposed=True)
 
 
 class DownConv(Equalized):
@@ -107,7 +110,7 @@ class DownConv(Equalized):
 
     def forward(self, x: Float[Tensor, "n i H W"]) -> Float[Tensor, "n o h w"]:
         weight = _spread(self.scaled_weight() * 0.25)
-        return conv2d(x, weight, self.scaled_bias(), stride=2, padding=1)
+        return convolve(x, weight, self.scaled_bias(), stride=2, padding=1)
 
 
 def _spread(kernel: Float[Tensor, "o i 3 3"]) -> Float[Tensor, "o i 4 4"]:
@@ -128,11 +131,50 @@ def pixel_norm(x: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
     return x * scale.to(x.dtype)
 
 
-def instance_norm(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """Zero mean and unit variance of each feature map of each image (Huang & Belongie 2017)."""
+def instance_norm(
+    x: Float[Tensor, "n c h w"],
+    scale: Float[Tensor, "n c"] | None = None,
+    shift: Float[Tensor, "n c"] | None = None,
+) -> Float[Tensor, "n c h w"]:
+    """Zero mean and unit variance of each feature map of each image, then scale and shift (AdaIN).
+
+    Huang & Belongie 2017, Eq. 8; without scale and shift they are 1 and 0.
+    """
+    n, c = x.shape[:2]
+    scale = x.new_ones(n, c) if scale is None else scale
+    shift = x.new_zeros(n, c) if shift is None else shift
+    y: Tensor = _InstanceNorm.apply(x, scale[:, :, None, None], shift[:, :, None, None])  # type: ignore[no-untyped-call]
+    return y
+
+
+class _InstanceNorm(torch.autograd.Function):
+    """What autograd would do, in half as many passes over the features."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        centred, rstd = _standardizing(x)
+        return torch.addcmul(shift, centred, scale * rstd).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, scale = ctx.saved_tensors
+        centred, rstd = _standardizing(x)
+        dy = wide(dy)
+        along = (dy * centred).mean(dim=(2, 3), keepdim=True) * rstd
+        mean = dy.mean(dim=(2, 3), keepdim=True)
+        factor, pixels = scale * rstd, x.shape[2] * x.shape[3]
+        dx = torch.addcmul(-factor * mean, dy, factor)
+        dx = torch.addcmul(dx, centred, factor * rstd * along, value=-1)
+        return dx.to(x.dtype), (along * pixels).to(scale.dtype), (mean * pixels).to(scale.dtype)
+
+
+def _standardizing(
+    x: Float[Tensor, "n c h w"],
+) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c 1 1"]]:
+    """Features less their mean, and one over their standard deviation."""
     centred = wide(x) - wide(x).mean(dim=(2, 3), keepdim=True)
-    scale = torch.rsqrt(centred.square().mean(dim=(2, 3), keepdim=True) + 1e-8)
-    return (centred * scale).to(x.dtype)
+    return centred, torch.rsqrt(centred.square().mean(dim=(2, 3), keepdim=True) + 1e-8)
 
 
 def append_minibatch_stddev(

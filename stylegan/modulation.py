@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import conv2d, conv_transpose2d, linear
+from torch.nn.functional import linear
 
+from stylegan.convolution import convolve
 from stylegan.layers import Equalized, Linear
 from stylegan.resample import Fir, without_autocast
 
@@ -131,7 +132,8 @@ def _convolution(
     x: Float[Tensor, "n _ h w"], weight: Float[Tensor, "_ i k k"], fir: Fir | None, groups: int = 1
 ) -> Float[Tensor, "n _ _ _"]:
     if fir is None:
-        return conv2d(x, weight, padding=weight.shape[-1] // 2, groups=groups)
+        return convolve(x, weight, padding=weight.shape[-1] // 2, groups=groups)
     # Filtering comes after the convolution, which is at the small size then.
     swapped = weight.flip(2, 3).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return fir.after_up_conv(conv_transpose2d(x, swapped, stride=2, groups=groups))
+    enlarged = convolve(x, swapped, stride=2, transposed=True, groups=groups)
+    return fir.after_up_conv(enlarged)

@@ -131,12 +131,12 @@ class Epilogue(nn.Module):
         x = activate(x + self.bias.to(x.dtype)[:, None, None], self.config.activation)
         if self.config.use_pixel_norm:
             x = pixel_norm(x)
+        if self.style is None:
+            return instance_norm(x) if self.config.use_instance_norm else x
+        scale, shift = (self.style(w).to(x.dtype)).chunk(2, dim=1)
         if self.config.use_instance_norm:
-            x = instance_norm(x)
-        if self.style is not None:
-            scale, shift = self.style(w).to(x.dtype)[:, :, None, None].chunk(2, dim=1)
-            x = torch.addcmul(shift, x, scale + 1)
-        return x
+            return instance_norm(x, scale + 1, shift)
+        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None] + 1)
 
 
 class SynthesisBlock(nn.Module):

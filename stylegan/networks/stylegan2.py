@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
+from stylegan.convolution import convolve
 from stylegan.layers import (
     HE_GAIN,
     Activation,
@@ -278,9 +278,9 @@ class DiscriminatorLayer(Equalized):
         assert self.bias is not None
         weight, bias = self.weight * (self.scale * self.gain), self.bias * self.gain
         if self.fir is None:
-            y = conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+            y = convolve(x, weight, bias, padding=weight.shape[-1] // 2)
         else:
-            y = conv2d(self.fir.before_down_conv(x), weight, bias, stride=2)
+            y = convolve(self.fir.before_down_conv(x), weight, bias, stride=2)
         return activate(y, self.activation)
 
 
