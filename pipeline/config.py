@@ -144,6 +144,11 @@ class TrainConfig:
             raise ValueError(f"commit_kimg is {self.commit_kimg}; choose a positive number")
         if not self.run_url:
             raise ValueError("run_url is empty; name a folder or URL for the checkpoints")
+        if self.step.speed != "eager" and self.network.kind in ("gan", "dcgan"):
+            raise ValueError(
+                f"step.speed is {self.step.speed}, but networks of kind {self.network.kind} have "
+                "no blocks to compile; set step.speed=eager"
+            )
         if not self.network.G.grows:
             full = replace(self.schedule, first_resolution=self.network.resolution)
             object.__setattr__(self, "schedule", full)
@@ -232,7 +237,7 @@ class TrainConfig:
             "threads_per_worker",
             "workers",
         }
-        free |= {"step.micro_batch", "schedule.total_kimg", "data.url"}
+        free |= {"step.micro_batch", "step.speed", "schedule.total_kimg", "data.url"}
         sections = (
             "schedule.tick_kimg",
             "checkpoint.",

@@ -36,6 +36,7 @@ from stylegan.networks import family
 from stylegan.reals import prepare_reals
 from stylegan.sample import describe
 from stylegan.schedule import Phase, phase_at
+from stylegan.speed import check_compiler
 from stylegan.state import TrainState
 from stylegan.step import Part, TrainingStep
 
@@ -113,6 +114,8 @@ class _Worker:
         self.tracking_run_id = tracking_run_id
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.device = choose_device(config)
+        if config.step.speed != "eager":
+            check_compiler()
         self.state = new_state(config, self.device)
         self.split = config.split(self.rank)
         self.step = TrainingStep(
@@ -338,7 +341,14 @@ def new_state(config: TrainConfig, device: torch.device) -> TrainState:
     )
 
 
-_ONLY_ROUNDING = ("workers", "threads_per_worker", "commit_kimg", "device", "step.micro_batch")
+_ONLY_ROUNDING = (
+    "workers",
+    "threads_per_worker",
+    "commit_kimg",
+    "device",
+    "step.micro_batch",
+    "step.speed",
+)
 """Options that change the order of summation alone."""
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from stylegan import losses
 from stylegan.draws import DiscriminatorDraws, GeneratorDraws
 from stylegan.networks.interface import Discriminator, Generator
+from stylegan.speed import twice_differentiable
 
 Adversarial = Literal["logistic_ns", "logistic", "wgan", "hinge"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -115,7 +116,9 @@ class _OfDiscriminator(nn.Module):
     def _judge(
         self, images: Tensor, labels: Tensor | None, lod: float, dropout: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        return judge(self.D, images, labels, lod, dropout=dropout, precision=self.precision)
+        # A gradient with respect to images is for a penalty, which is differentiated again.
+        with twice_differentiable() if images.requires_grad else nullcontext():
+            return judge(self.D, images, labels, lod, dropout=dropout, precision=self.precision)
 
 
 class DiscriminatorLoss(_OfDiscriminator):
@@ -290,7 +293,8 @@ class PathLengths(nn.Module):
         ws, _ = styles(self.G, draws, labels, precision=self.precision)
         if not ws.requires_grad:  # no mapping network
             ws = ws.detach().requires_grad_()
-        images = _synthesize(self.G, ws, draws, lod, precision=self.precision)
+        with twice_differentiable():
+            images = _synthesize(self.G, ws, draws, lod, precision=self.precision)
         scale = _GRADIENT_SCALE[self.precision]
         lengths = losses.path_lengths(images, ws, noise.to(images), scale=scale)
         return lengths + 0 * images.sum()  # zero gradients for those that do not matter

@@ -39,6 +39,7 @@ from stylegan.objective import (
 )
 from stylegan.optimizer import Adam
 from stylegan.schedule import Phase
+from stylegan.speed import Speed, compile_blocks
 from stylegan.split import Split
 from stylegan.state import TrainState
 
@@ -68,6 +69,9 @@ class StepConfig:
     precision: Precision = "float32"
     """Of convolutions and dense layers; `bfloat16` and `float16` keep weights and sums in float32.
     """
+    speed: Speed = "eager"
+    """`compile` fuses what stands between convolutions (torch.compile; needs a C++ compiler), `max`
+    also tries kernels out, which takes minutes at each new level."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mixing_prob <= 1:
@@ -137,6 +141,8 @@ class TrainingStep:
         self.config = config
         self.split = split
         G, D, precision = state.G, state.D, config.precision
+        for network in (G, D):
+            compile_blocks(network, config.speed)
         D_loss = DiscriminatorLoss(D, loss, precision=precision)
         lazy_r1 = LazyR1(D, loss, precision=precision)
         G_loss = GeneratorLoss(G, D, loss, precision=precision)

@@ -55,8 +55,19 @@ def test_bases_that_go_in_a_circle_are_refused(tmp_path):
         configs.load(str(tmp_path / "a.yaml"))
 
 
+def test_networks_without_blocks_are_not_compiled():
+    with pytest.raises(ConfigError, match="of kind dcgan have no blocks to compile; set step.spee"):
+        configs.load("dcgan", [*GIVEN, "step.speed=compile"])
+
+
 def test_what_changes_speed_alone_is_no_part_of_the_identity():
-    same = ["workers=2", "step.micro_batch=4", "loader.threads=9", "commit_kimg=1"]
+    same = [
+        "workers=2",
+        "step.micro_batch=4",
+        "step.speed=compile",
+        "loader.threads=9",
+        "commit_kimg=1",
+    ]
     assert (
         configs.load("ffhq-256", GIVEN).digest == configs.load("ffhq-256", [*GIVEN, *same]).digest
     )
@@ -98,6 +109,7 @@ WRONG = [
     ("loss.path_decay=0", r"loss.path_decay is 0.0; it must lie in \(0, 1\]"),
     ("step.average_half_life_kimg=.nan", "step.average_half_life_kimg is nan; choose 0 or more"),
     ("step.average_decay=1", r"step.average_decay is 1.0; it must lie in \[0, 1\)"),
+    ("step.speed=fast", "step.speed is 'fast'; .*'max'"),
     ("step.precision=int8", "step.precision is 'int8'; .*'float16'"),
     ("optimizer.epsilon=.nan", "optimizer.epsilon is nan; it must be above 0"),
     ("workers=true", "workers is True; it takes a number"),
