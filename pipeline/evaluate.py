@@ -62,11 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["compare"]:
         return compare(arguments[1:])
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     console = Console(stderr=True)
     try:
-        config = _config(options)
+        config = config_of(options)
         with _subject(options) as url, _tasks(options, console) as fan_out:
             data_url = options.data or _data_of(url, is_model=bool(options.model))
             results = evaluate(url, data_url, config, cache_url=options.cache, map=fan_out)
@@ -129,7 +129,8 @@ def compare(arguments: Sequence[str]) -> int:
     return 1 if refused else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.evaluate",
         description=__doc__,
@@ -186,7 +187,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config(options: argparse.Namespace) -> EvaluationConfig:
+def config_of(options: argparse.Namespace) -> EvaluationConfig:
+    """What its options ask for.
+
+    Raises:
+        ValueError: They do not fit together.
+    """
     if options.nimg is not None and not options.run:
         raise ValueError("--nimg chooses a checkpoint of a run; give it together with --run")
     if options.workers < 1:

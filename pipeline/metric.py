@@ -121,6 +121,18 @@ def parse(name: str, num_images: int) -> Metric:
     return Metric(kind=kind, count=count, **options)
 
 
+def with_count(name: str, count: int) -> str:
+    """The name of a metric with another number of images, as fid300 of fid50k.
+
+    Raises:
+        ValueError: There is no such metric.
+    """
+    parse(name, count)
+    found = _NAME.fullmatch(name)
+    assert found is not None
+    return f"{found[1]}{count}{found[4]}"
+
+
 _RULE = (
     "with a number of images as in fid50k, and pr_vgg16, fid_mix2 (to 4), "
     "ppl_zfull, ppl_zend, ppl_wfull, ppl_wend"
