@@ -181,6 +181,10 @@ class TrainConfig:
                     "step.micro_batch, network.D.mbstd_group)"
                 )
 
+    def draws(self, attempt: int) -> Draws:
+        """The random numbers of the run after so many rollbacks."""
+        return Draws(seed=self.seed, attempt=attempt, fused=self.step.speed != "eager")
+
     def split(self, rank: int) -> Split:
         """The share of one worker."""
         return Split(

@@ -31,7 +31,6 @@ from pipeline.options import ConfigError
 from pipeline.order import SampleOrder
 from pipeline.samples import sample_grid
 from pipeline.tracking import flatten
-from stylegan.draws import Draws
 from stylegan.networks import family
 from stylegan.reals import prepare_reals
 from stylegan.sample import describe
@@ -229,7 +228,7 @@ class _Worker:
         return Loader(self.config.data.url, self.manifest, order, config=self.config.loader)
 
     def _requests(self) -> Iterator[Request]:
-        draws = Draws(seed=self.config.seed, attempt=self.state.attempt)
+        draws = self.config.draws(self.state.attempt)
         labelled = self.config.network.label_size > 0
         for minibatch in minibatches(self.config, self.state.nimg):
             for offsets in self.split.parts(minibatch.phase.batch):
@@ -245,7 +244,7 @@ class _Worker:
                 )
 
     def _parts(self, batches: Iterator[Batch], phase: Phase, nimg: int) -> tuple[list[Part], float]:
-        draws = Draws(seed=self.config.seed, attempt=self.state.attempt)
+        draws = self.config.draws(self.state.attempt)
         parts, wait_s = [], 0.0
         for offsets in self.split.parts(phase.batch):
             batch = next(batches)
@@ -270,7 +269,7 @@ class _Worker:
     def _draws(self, minibatch: Minibatch) -> RunDraws:
         return RunDraws(
             self.config,
-            Draws(seed=self.config.seed, attempt=self.state.attempt),
+            self.config.draws(self.state.attempt),
             self.state.G,
             minibatch,
             self.split.parts(minibatch.phase.batch),

@@ -74,7 +74,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight = _wanted(ctx, 0), _wanted(ctx, 1)
+        needs_bias = ctx.needs_input_grad[2]
         db = dy.sum(dim=(0, 2, 3)) if needs_bias else None
         if not torch.is_grad_enabled():
             wanted = needs_x, needs_weight
@@ -99,7 +100,7 @@ class _InputGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> Any:
         dy, weight = ctx.saved_tensors
-        needs_dy, needs_weight, *_ = ctx.needs_input_grad
+        needs_dy, needs_weight = _wanted(ctx, 0), _wanted(ctx, 1)
         with without_autocast(ddx.device):
             ddy = _Convolution.apply(ddx, weight, None, ctx.form) if needs_dy else None  # type: ignore[no-untyped-call]
             dw = _weight_gradient(dy, ddx, ctx.weight_shape, ctx.form) if needs_weight else None
@@ -118,7 +119,7 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ddw: Tensor) -> Any:
         dy, x = ctx.saved_tensors
-        needs_dy, needs_x, *_ = ctx.needs_input_grad
+        needs_dy, needs_x = _wanted(ctx, 0), _wanted(ctx, 1)
         with without_autocast(ddw.device):
             ddy = _Convolution.apply(x, ddw, None, ctx.form) if needs_dy else None  # type: ignore[no-untyped-call]
             dx = _input_gradient(dy, ddw, x.shape, ctx.form) if needs_x else None
@@ -133,6 +134,17 @@ def _input_gradient(dy: Tensor, weight: Tensor, x_shape: torch.Size, form: _Form
 def _weight_gradient(dy: Tensor, x: Tensor, weight_shape: torch.Size, form: _Form) -> Tensor:
     dw: Tensor = _WeightGradient.apply(dy, x, weight_shape, form)  # type: ignore[no-untyped-call]
     return dw
+
+
+def _wanted(ctx: Any, argument: int) -> bool:
+    """Whether this backward pass goes on to an argument: that of a penalty goes to images alone."""
+    needed: bool = ctx.needs_input_grad[argument]
+    if not needed or torch.compiler.is_compiling():
+        return needed
+    node, _ = ctx.next_functions[argument]
+    if hasattr(node, "variable"):  # of a leaf the engine does not say it
+        return True
+    return bool(torch._C._will_engine_execute_node(node))
 
 
 def _gradients(

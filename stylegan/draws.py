@@ -14,9 +14,10 @@ numbers.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
@@ -85,6 +86,8 @@ class Draws:
     seed: int
     attempt: int = 0
     """Rollbacks so far: a run that was rolled back does not repeat itself."""
+    fused: bool = False
+    """Compute them in one compiled pass: the same bits; the first call takes seconds."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:
@@ -112,12 +115,16 @@ class Draws:
         """
         if start % 4:
             raise ValueError(f"start is {start}; Philox gives 4 numbers at a time: a multiple of 4")
-        key = self.seed, (2 * purpose + step) << 16 | self.attempt
         blocks = torch.arange(start // 4, -(-(start + count) // 4), device=indices.device)
-        high, low = indices[:, None] >> 32, indices[:, None] & _LOW
-        x = [blocks[None, :], torch.zeros_like(blocks)[None, :], low, high]
-        words = torch.stack(torch.broadcast_tensors(*philox(x, key)), dim=-1)  # [n, blocks, 4]
-        return words.flatten(1)[:, :count]
+        key = self._key(purpose, step)
+        if self.fused:
+            words = _fused_words()(blocks, indices, *(torch.tensor(word) for word in key))
+        else:
+            words = _words(blocks, indices, *key)
+        return words[:, :count]
+
+    def _key(self, purpose: Purpose, step: int) -> tuple[int, int]:
+        return self.seed, (2 * purpose + step) << 16 | self.attempt
 
     def uniform(
         self, purpose: Purpose, *, step: int = 0, indices: Int64[Tensor, " n"], count: int
@@ -208,16 +215,22 @@ class Draws:
 
         Without mixing it is `layers`, which no evaluated layer comes up to.
         """
-        first = torch.tensor([first_index])
-        coin = self.uniform(Purpose.MIX_COIN, step=step, indices=first, count=1)
-        if float(coin) >= mixing_prob:
-            return layers
-        place = self.uniform(Purpose.MIX_CUTOFF, step=step, indices=first, count=1)
-        return 1 + int(float(place) * (layers - 1))
+        coin, place = (
+            (
+                philox((0, 0, first_index >> 32, first_index & _LOW), self._key(purpose, step))[0]
+                >> 8
+            )
+            * 2.0**-24
+            for purpose in (Purpose.MIX_COIN, Purpose.MIX_CUTOFF)
+        )
+        return layers if coin >= mixing_prob else 1 + int(place * (layers - 1))
 
 
-def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Philox4x32-10 of four int64 tensors of 32-bit words (Salmon et al. 2011, Section 3.3)."""
+Word = TypeVar("Word", int, Tensor)
+
+
+def philox(counter: Sequence[Word], key: tuple[Word | int, Word | int]) -> list[Word]:
+    """Philox4x32-10 of 4 words of 32 bits, or int64 tensors of such (Salmon et al. 2011, 3.3)."""
     x0, x1, x2, x3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -231,6 +244,23 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
         )
         k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
     return [x0, x1, x2, x3]
+
+
+def _words(
+    blocks: Int64[Tensor, " b"],
+    indices: Int64[Tensor, " n"],
+    k0: int | Int64[Tensor, ""],
+    k1: int | Int64[Tensor, ""],
+) -> Int64[Tensor, "n c"]:
+    """Four words of each block for each index."""
+    high, low = indices[:, None] >> 32, indices[:, None] & _LOW
+    x = [blocks[None, :], torch.zeros_like(blocks)[None, :], low, high]
+    return torch.stack(torch.broadcast_tensors(*philox(x, (k0, k1))), dim=-1).flatten(1)
+
+
+@functools.cache
+def _fused_words() -> Callable[..., Tensor]:
+    return torch.compile(_words, dynamic=True)
 
 
 # The table of quantiles has 128 steps in each octave of the probability, so it is as fine in the

@@ -10,6 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from stylegan import step as steps
+from stylegan.draws import G_STEP, Draws, Purpose
 from stylegan.objective import LossConfig
 from stylegan.optimizer import OptimizerConfig
 from stylegan.schedule import Phase
@@ -92,6 +93,21 @@ def _train_compiled(rank: int) -> None:
     assert_same_gradients(ours(2.0), eager(2.0), 1e-4)
 
     assert counters["inductor"]
+
+
+def test_fused_draws_are_the_same_bits():
+    run_ranks(_draw_fused, 1)
+
+
+def _draw_fused(rank: int) -> None:
+    indices = torch.tensor([0, 1, 2**32 + 5, 25_000_000])
+    for seed, count, start in ((0, 7, 0), (2**32 - 1, 512, 8)):
+        plain, fused = (Draws(seed=seed, attempt=2, fused=each) for each in (False, True))
+        drawn = (
+            draws.bits(Purpose.Z, step=G_STEP, indices=indices, count=count, start=start)
+            for draws in (plain, fused)
+        )
+        assert torch.equal(*drawn)
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch):

@@ -15,7 +15,6 @@ import torch
 from pipeline import config as configs
 from pipeline.loop import new_state
 from pipeline.minibatches import Minibatch, RunDraws
-from stylegan.draws import Draws
 from stylegan.schedule import phase_at
 from stylegan.step import Part, TrainingStep
 
@@ -41,7 +40,7 @@ def main(preset: str) -> None:
     reals = torch.rand(BATCH, 3, 1024, 1024) * 2 - 1
     draws = RunDraws(
         config,
-        Draws(seed=0),
+        config.draws(0),
         state.G,
         Minibatch(nimg=0, phase=phase, ends_iteration=True),
         shares,
