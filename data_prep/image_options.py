@@ -59,6 +59,12 @@ def add_image_options(parser: argparse.ArgumentParser, *, size_required: bool = 
         help="files of several pictures: take the first (default) or refuse them",
     )
     parser.add_argument(
+        "--levels",
+        choices=["all", "full"],
+        default="all",
+        help="full: only the full level, for networks that do not grow (default all)",
+    )
+    parser.add_argument(
         "--downsampling",
         choices=["box", "lanczos"],
         default="box",
@@ -96,6 +102,7 @@ def image_config(options: argparse.Namespace) -> ImageConfig:
         alpha=alpha,
         background=options.background,
         animated=options.animated,
+        levels=options.levels,
         downsampling=options.downsampling,
         encoding=options.encoding,
         lower_encoding=options.lower_encoding,

@@ -77,6 +77,8 @@ class ImageConfig:
     """Colour behind transparent pixels, as #rrggbb or a name such as white."""
     animated: Literal["first", "refuse"] = "first"
     """Whether files of several pictures give their first one."""
+    levels: Literal["all", "full"] = "all"
+    """full: the full level alone, for networks that do not grow; smaller ones take a third more."""
     downsampling: Literal["box", "lanczos"] = "box"
     """How smaller levels come from the full one."""
     encoding: Encoding = "png"

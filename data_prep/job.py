@@ -22,7 +22,7 @@ from data_prep.align import Points, check_face_model, points_of, read_landmarks
 from data_prep.images import BadImageError, ImageConfig, kind_of, load_image
 from data_prep.labels import LabelTable, check_labels_option, read_labels
 from data_prep.manifest import Labels, Level, Manifest, manifest_url
-from data_prep.pyramid import encoding, level_sizes
+from data_prep.pyramid import encoding, level_sizes, stored_sizes
 from data_prep.shards import ShardConfig, ShardResult, ShardTask, make_shard
 from data_prep.sources import Entry, Listing, list_sources
 from data_prep.workers import Progress, process_pool, unordered, workplace
@@ -363,7 +363,7 @@ def _manifest(config: JobConfig, results: list[ShardResult], labels: Labels | No
                 bytes=sum(result.levels[number].bytes for result in results),
                 shards=tuple(result.levels[number] for result in results),
             )
-            for number, size in enumerate(level_sizes(*config.image.size))
+            for number, size in enumerate(stored_sizes(config.image))
         ),
     )
 

@@ -67,6 +67,12 @@ def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
     return sizes[::-1]
 
 
+def stored_sizes(config: ImageConfig) -> list[tuple[int, int]]:
+    """Width and height of the levels that a data set gets, the smallest first."""
+    sizes = level_sizes(*config.size)
+    return sizes[-1:] if config.levels == "full" else sizes
+
+
 def pyramid(image: NDArray[np.uint8], downsampling: str = "box") -> list[NDArray[np.uint8]]:
     """The image at every level, the smallest first; the last is the image itself."""
     smaller = level_sizes(image.shape[1], image.shape[0])[-2::-1]
@@ -107,7 +113,10 @@ def payloads(content: bytes, full: FullLevel, config: ImageConfig) -> Iterator[b
         full: What was read from it.
         config: How levels are made and stored.
     """
-    for level in pyramid(full.pixels, config.downsampling):
+    levels = [full.pixels]
+    if config.levels == "all":
+        levels = pyramid(full.pixels, config.downsampling)
+    for level in levels:
         suffix = encoding((level.shape[1], level.shape[0]), config)
         as_it_is = full.as_it_is and level is full.pixels and suffix == config.encoding
         yield content if as_it_is else encode(level, suffix, quality=config.quality)

@@ -27,7 +27,7 @@ from data_prep.manifest import (
     sample_key,
     shard_url,
 )
-from data_prep.pyramid import encoding, level_sizes, payloads
+from data_prep.pyramid import encoding, payloads, stored_sizes
 from data_prep.sources import Entry, Source
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _make(config: ShardConfig, task: ShardTask) -> ShardResult:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=config.scratch)))
             writers = [
                 stack.enter_context(_LevelWriter(folder, size, config.image, task))
-                for size in level_sizes(*config.image.size)
+                for size in stored_sizes(config.image)
             ]
         for row, entry in enumerate(task.entries):
             try:
@@ -254,7 +254,7 @@ def _from_receipt(config: ShardConfig, task: ShardTask) -> ShardResult | None:
 def _files(
     config: ShardConfig, task: ShardTask, levels: tuple[Shard, ...]
 ) -> Iterator[tuple[str, int, str]]:
-    for (resolution, _), shard in zip(level_sizes(*config.image.size), levels, strict=True):
+    for (resolution, _), shard in zip(stored_sizes(config.image), levels, strict=True):
         url = shard_url(config.dest, resolution, task.number)
         yield url, shard.bytes, shard.sha256
         url = index_url(config.dest, resolution, task.number)

@@ -1,6 +1,7 @@
 """The options of images on the command line, and what the data sets they make say."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,3 +110,16 @@ def test_options_that_make_no_sense_are_refused_in_one_sentence(
     assert err.count("\n") == 1
     assert message in err
     assert not (tmp_path / "data").exists()
+
+
+def test_the_full_level_alone_is_the_full_level_of_all(photographs, tmp_path, capsys):
+    every, alone = str(tmp_path / "all"), str(tmp_path / "alone")
+    assert _shard(photographs, every, "--resolution", 16) == 0
+    assert _shard(photographs, alone, "--resolution", 16, "--levels", "full") == 0
+
+    assert [level.resolution for level in Manifest.load(alone).levels] == [16]
+    assert Manifest.load(alone).level(16) == Manifest.load(every).level(16)
+    assert main(["check", alone, "--workers", "1"]) == 0
+    Path(alone, "manifest.json").unlink()
+    assert _shard(photographs, alone, "--resolution", 16) == 2
+    assert "--levels full instead of leaving it out" in capsys.readouterr().err

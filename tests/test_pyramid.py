@@ -51,22 +51,26 @@ def test_lanczos_levels_are_the_full_one_resized_channel_by_channel():
     assert not np.array_equal(pyramid(image)[1], levels[1])
 
 
+@pytest.mark.parametrize("width", [16, 130], ids=["at once", "by plane"])
 @pytest.mark.parametrize(
     ("suffix", "channels"),
     [(suffix, n) for suffix in ("npy", "png", "webp") for n in (1, 3, 4)]
     + [("jpg", 1), ("jpg", 3)],
 )
-def test_the_loader_decodes_what_was_encoded(suffix, channels):
+def test_the_loader_decodes_what_was_encoded(suffix, channels, width):
     """Colours under transparent pixels included; only jpg, which has no alpha, loses a little."""
-    image = np.random.default_rng(0).integers(0, 256, (6, 16, channels), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (6, width, channels), np.uint8)
     image[:2, :, -1] = 0
     if suffix == "jpg":
         image = np.full_like(image, [100, 150, 200][:channels])
 
-    read = decode(encode(image, suffix, quality=100), suffix, channels=channels)
+    read = np.empty((channels, 6, width), np.uint8)
+    decode(encode(image, suffix, quality=100), suffix, read)
 
     off = np.abs(read.transpose(1, 2, 0).astype(int) - image)
     assert off.max() <= (1 if suffix == "jpg" else 0)
+    with pytest.raises(ValueError, match="instead of"):
+        decode(encode(image, suffix), suffix, np.empty((channels, 6, width + 1), np.uint8))
 
 
 def test_small_levels_are_raw_and_the_others_as_chosen():
