@@ -25,6 +25,7 @@ LARGEST_RAW_PX = 8
 LARGEST_WEBP_PX = 16383
 LARGEST_FIRST_PX = 32
 """Of the sides of the smallest level, so that sizes are small numbers times a power of two."""
+_HALVINGS_IN_16_BITS = 4
 _SAVED_AS: dict[str, dict[str, Any]] = {
     # Three times as fast as Pillow's 6 for files 5 to 10 % longer.
     "png": {"format": "PNG", "compress_level": 1, "optimize": False},
@@ -79,13 +80,25 @@ def pyramid(image: NDArray[np.uint8], downsampling: str = "box") -> list[NDArray
     if downsampling == "lanczos":
         levels = [image, *(_lanczos(image, size) for size in smaller)]
     else:
-        levels = [image]
-        mean = image.astype(np.float32)
-        for _ in smaller:
-            mean = (mean[0::2, 0::2] + mean[0::2, 1::2]) + (mean[1::2, 0::2] + mean[1::2, 1::2])
-            mean *= np.float32(0.25)
-            levels.append(np.rint(mean).clip(0, 255).astype(np.uint8))
+        levels = [image, *_boxes(image, len(smaller))]
     return levels[::-1]
+
+
+def _boxes(image: NDArray[np.uint8], count: int) -> Iterator[NDArray[np.uint8]]:
+    """The next `count` levels; the first ones in integers, which is as exact and twice as fast."""
+    sums, halvings = image.astype(np.uint16), min(count, _HALVINGS_IN_16_BITS)
+    for halving in range(1, halvings + 1):
+        rows = sums[0::2] + sums[1::2]
+        sums = rows[:, 0::2] + rows[:, 1::2]
+        bits = 2 * halving
+        odd = (sums >> bits) & 1
+        rounded = (sums + odd + (2 ** (bits - 1) - 1)) >> bits  # half to even
+        yield rounded.astype(np.uint8)
+    mean = sums.astype(np.float32) * np.float32(0.25**halvings)
+    for _ in range(count - halvings):
+        mean = (mean[0::2, 0::2] + mean[0::2, 1::2]) + (mean[1::2, 0::2] + mean[1::2, 1::2])
+        mean *= np.float32(0.25)
+        yield np.rint(mean).astype(np.uint8)
 
 
 def _lanczos(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

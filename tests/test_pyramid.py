@@ -36,6 +36,17 @@ def test_levels_are_rounded_once_half_to_even():
     assert set(pyramid(image + 1)[1][:, :, 0].ravel()) == {1, 2}  # 1.5 goes to 2
 
 
+@pytest.mark.parametrize("least", [0, 255], ids=["random", "white"])
+def test_every_level_is_the_exact_mean_of_the_full_one_rounded_once(least):
+    """Six halvings: beyond those that are summed in 16 bits."""
+    image = np.random.default_rng(2).integers(least, 256, (256, 512, 3)).astype(np.uint8)
+
+    for level in pyramid(image):
+        height, width, _ = level.shape
+        blocks = image.reshape(height, 256 // height, width, 512 // width, 3)
+        np.testing.assert_array_equal(level, np.rint(blocks.mean(axis=(1, 3))))
+
+
 def test_lanczos_levels_are_the_full_one_resized_channel_by_channel():
     image = np.random.default_rng(1).integers(0, 256, (32, 32, 4), np.uint8)
 
