@@ -4,6 +4,7 @@
 # make install   the environment alone; TORCH_INDEX=URL takes torch from there, now and later
 # make check     format, lint, types, import contracts
 # make weights   feature networks for the metrics
+# make stack     S3, MLflow and Ray on this machine, on loopback, until Ctrl-C
 # make lock      requirements of the images, with hashes; TORCH_CPU=URL or folder has torch's CPU build
 # make clean     take everything away again; it names what it leaves
 # Each is idempotent and goes on after an interruption.
@@ -32,7 +33,7 @@ export PIP_PROGRESS_BAR ?= off
 
 LOCKS := infra/requirements-cpu.txt infra/requirements-gpu.txt
 
-.PHONY: demo test train-all check install weights lock clean always
+.PHONY: demo test train-all check install weights stack lock clean always
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(WEIGHTS)
@@ -43,6 +44,9 @@ test: check $(WEIGHTS)
 
 train-all: $(INSTALLED) $(WEIGHTS)
 	$(BIN)/python -m tests.benchmarks.train_all
+
+stack: $(INSTALLED)
+	@$(BIN)/python -m tests.stack
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

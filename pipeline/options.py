@@ -6,6 +6,7 @@ A preset names another as its `base` (or a list of them, each laid over those be
 what differs.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from typing import Any
 import yaml
 
 PRESETS = Path(__file__).parent / "configs"
+
+_SECRET = re.compile(
+    r"://[^/?#@]*:([^/?#@]+)@|[?&][\w.-]*(?:signature|token|secret|password|credential|sig|key)=([^&]+)",
+    re.IGNORECASE,
+)
+"""Of a URL: user:password@host, and what signs a request."""
 
 
 class ConfigError(ValueError):
@@ -30,7 +37,35 @@ def read(configs: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any
         options = _merged(options, _read(_find(config), seen=()))
     for override in overrides:
         _set(options, override)
+    _refuse_secrets(options, "")
     return options
+
+
+def refuse_secret(option: str, url: str) -> None:
+    """Refuse a URL that carries a secret, which would stand in checkpoints, logs and the tracking.
+
+    Raises:
+        ConfigError: It does; the message does not repeat it.
+    """
+    found = _SECRET.search(url)
+    if found:
+        secret = found[1] or found[2]
+        raise ConfigError(
+            f"{option} is {url.replace(secret, '***')}, a URL with a secret, which would be stored "
+            f"with the run; leave it out and give credentials in the environment (AWS_*, "
+            f"MLFLOW_TRACKING_USERNAME and _PASSWORD)"
+        )
+
+
+def _refuse_secrets(value: Any, key: str) -> None:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _refuse_secrets(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_secrets(inner, key)
+    elif isinstance(value, str):
+        refuse_secret(key, value)
 
 
 def _find(config: str) -> Path:

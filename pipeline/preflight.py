@@ -26,7 +26,7 @@ from pipeline.checkpoint import Checkpoints
 from pipeline.config import TrainConfig
 from pipeline.loop import new_state, refuse_changes
 from pipeline.minibatches import total_nimg_of
-from pipeline.options import ConfigError
+from pipeline.options import ConfigError, refuse_secret
 from pipeline.ray_environment import JOB_VARIABLE
 from pipeline.tracking import default_uri
 
@@ -119,6 +119,7 @@ def tracking_uri(config: TrainConfig) -> str:
     if config.tracking.uri:
         return config.tracking.uri
     if uri := os.environ.get("MLFLOW_TRACKING_URI", ""):
+        refuse_secret("MLFLOW_TRACKING_URI", uri)
         return _absolute_uri("MLFLOW_TRACKING_URI", uri)
     if storage.is_local(config.run_url):
         return default_uri(storage.local_path(config.run_url))

@@ -21,13 +21,17 @@ def joins_cluster() -> bool:
 
 
 def prepare() -> None:
-    """Set what is not set yet: no usage statistics, and a token for a Ray of our own.
+    """Set what is not set yet: no usage statistics; a Ray of our own on loopback, with a token.
 
-    The token lives in this process and its children alone: nobody else on the network can use the
-    local Ray, and no file is left behind that later clusters would enforce.
+    The token lives in this process and its children alone, and no file is left behind that later
+    clusters would enforce.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if not joins_cluster() and "RAY_AUTH_MODE" not in os.environ:
+    if joins_cluster():
+        return
+    # Without it Ray takes an address that others reach, even where it is told 127.0.0.1.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.hosts import LOOPBACK, Host
 from tests.services import die_with_parent
 
-START_S = 90
+START_S = 180
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nobody here needs
@@ -24,22 +25,31 @@ _ENVIRONMENT = {
 class MlflowServer:
     """Starts, pauses, kills and restarts one server on one port."""
 
-    def __init__(self, folder: Path, *, artifacts: str | None = None, env: dict | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        artifacts: str | None = None,
+        env: dict | None = None,
+        host: Host = LOOPBACK,
+    ):
         """`artifacts`: where the server keeps them, e.g. s3://bucket/mlflow; default: `folder`."""
         self.folder = folder
         self.artifacts = artifacts or str(folder / "artifacts")
         self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.host = host
+        self.uri = f"http://{host.ip}:{self.port}"
         self._env = env or {}
-        self._process: subprocess.Popen | None = None
+        self.process: subprocess.Popen | None = None
 
     def start(self) -> "MlflowServer":
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--workers", "1"]
+        command = [*self.host.prefix, sys.executable, "-m", "mlflow", "server"]
+        command += ["--host", self.host.ip, "--port", str(self.port), "--workers", "1"]
+        command += ["--allowed-hosts", f"{self.host.ip}:{self.port}"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         command += ["--artifacts-destination", self.artifacts]
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command,
                 stdout=log,
                 stderr=log,
@@ -53,22 +63,22 @@ class MlflowServer:
 
     def stop(self) -> None:
         """End all its processes."""
-        if self._process is None:
+        if self.process is None:
             return
         for sig, wait_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
             self._signal(sig)
             try:
-                self._process.wait(wait_s)
+                self.process.wait(wait_s)
                 break
             except subprocess.TimeoutExpired:
                 continue
         self._signal(signal.SIGKILL)  # children that have outlived it
-        self._process = None
+        self.process = None
 
     def kill(self) -> None:
         """As a crash would."""
         self._signal(signal.SIGKILL)
-        self._process.wait(10)
+        self.process.wait(10)
 
     def pause(self) -> None:
         """Connections are taken, but nobody answers."""
@@ -79,16 +89,21 @@ class MlflowServer:
 
     def _signal(self, sig: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, sig)
+            os.killpg(self.process.pid, sig)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return True
+        except OSError:
+            return False
 
     def _wait(self) -> None:
         end = time.monotonic() + START_S
-        while time.monotonic() < end and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.1)
+        while time.monotonic() < end and self.process.poll() is None:
+            if self.host.call(self._answers):
+                return
+            time.sleep(0.1)
         self.stop()
         raise RuntimeError(f"no MLflow server:\n{(self.folder / 'server.log').read_text()[-3000:]}")
 

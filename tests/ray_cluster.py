@@ -1,7 +1,6 @@
 """A real Ray cluster of one node, as `ray start --head` makes it, for the tests of a module."""
 
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 
 import psutil
 import pytest
@@ -20,7 +20,7 @@ from tests.services import S3Server, die_with_parent, free_ports
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
-READY_S = 90.0
+READY_S = 180.0
 
 
 class RayCluster:
@@ -32,32 +32,40 @@ class RayCluster:
         # Short, because sockets lie in it; not below the node's working directory.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))
         self.dashboard, self.gcs, *self._ports = free_ports(7)
+        self.variables = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token_hex(),
+            "RAY_ADDRESS": f"127.0.0.1:{self.gcs}",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
+        }
         self.environment = {
             **os.environ,
             **environment,
             # `python` in a job is that of the node.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_ADDRESS": f"127.0.0.1:{self.gcs}",
+            "TMPDIR": str(self.folder),
+            # Else Ray takes another address of this machine instead of loopback.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            **self.variables,
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._log = self.folder / "start.log"
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "RayCluster":
         """Start the node and wait until it takes jobs."""
-        client, agent, agent_grpc, metrics, agent_http = self._ports
+        client, agent, agent_grpc, metrics, self.agent_http = self._ports
         command = [RAY, "start", "--head", "--block", "--disable-usage-stats"]
         command += [f"--port={self.gcs}", f"--num-cpus={self.cpus}"]
         command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
         command += [f"--dashboard-port={self.dashboard}", f"--temp-dir={self.folder}"]
         command += [f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}"]
         command += [f"--dashboard-agent-grpc-port={agent_grpc}"]
-        command += [f"--dashboard-agent-listen-port={agent_http}"]
+        command += [f"--dashboard-agent-listen-port={self.agent_http}"]
         command += [f"--runtime-env-agent-port={agent}"]
-        environment = {name: v for name, v in self.environment.items() if name != "RAY_ADDRESS"}
-        with (self.folder / "start.log").open("wb") as log:
-            self._process = subprocess.Popen(
+        environment = {name: v for name, v in self.environment.items() if "ADDRESS" not in name}
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
                 command,
                 stdout=log,
                 stderr=log,
@@ -68,27 +76,30 @@ class RayCluster:
             )
         end_s = time.monotonic() + READY_S
         while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > end_s:
-                log_text = (self.folder / "start.log").read_text()
-                raise RuntimeError(f"Ray did not start: {log_text}")
+            if self.process.poll() is not None or time.monotonic() > end_s:
+                raise RuntimeError(f"Ray did not start: {self._log.read_text()}")
             time.sleep(0.5)
         return self
 
     def stop(self) -> None:
         """End all its processes."""
-        if self._process is not None:
-            # All at once: asked politely, a node drains for half a minute first.
-            node = psutil.Process(self._process.pid)
-            for process in [node, *node.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            self._process.wait()
+        if self.process is not None:
+            kill_tree(self.process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def submit(self, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         """The user's command: `ray job submit --working-dir . -- python pipeline/train.py …`."""
-        command = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{self.dashboard}"]
-        command += ["--working-dir", ".", "--", "python", "pipeline/train.py", *arguments]
+        command = [
+            RAY,
+            "job",
+            "submit",
+            "--working-dir",
+            ".",
+            "--",
+            "python",
+            "pipeline/train.py",
+            *arguments,
+        ]
         return subprocess.run(
             command,
             cwd=ROOT,
@@ -99,6 +110,8 @@ class RayCluster:
         )
 
     def _answers(self) -> bool:
+        if "Ray runtime started" not in self._log.read_text():
+            return False
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.dashboard}/api/jobs/",
             headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"},
@@ -110,10 +123,21 @@ class RayCluster:
             return False
 
 
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """A node with all it has started, at once: asked politely, it drains for half a minute."""
+    with suppress(psutil.NoSuchProcess):
+        node = psutil.Process(process.pid)
+        for each in [node, *node.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.wait()
+
+
 @pytest.fixture(scope="module")
 def ray_cluster(s3_server: S3Server) -> Iterator[RayCluster]:
     """A cluster whose nodes know the S3 server."""
-    cluster = RayCluster(s3_server.environment, cpus=4)
+    credentials = {"MLFLOW_TRACKING_USERNAME": "tests", "MLFLOW_TRACKING_PASSWORD": token_hex()}
+    cluster = RayCluster({**s3_server.environment, **credentials}, cpus=4)
     try:
         yield cluster.start()
     finally:

