@@ -111,7 +111,7 @@ def from_checkpoint(
     tensors, scalars = Checkpoints.load(checkpoint, {"Gs"})
     return Bundle(
         tensors={name.removeprefix("Gs."): tensor for name, tensor in tensors.items()},
-        network={**scalars["network"], "lod": scalars.get("lod", 0.0)},
+        network={**scalars.get("network", {}), "lod": scalars.get("lod", 0.0)},
         metrics=metrics or {},
         lineage={
             "checkpoint": checkpoint.url,

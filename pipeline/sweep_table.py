@@ -108,7 +108,7 @@ def to_markdown(table: Table, rows: Sequence[RowResult]) -> str:
     columns = list(_columns(rows))
     lines = [["", "kimg", *columns]]
     for row in rows:
-        kimg = _MISSING if row.nimg is None else f"{row.nimg / 1000:.0f}"
+        kimg = _MISSING if row.nimg is None else f"{row.nimg / 1000:.6g}"
         cells = [(column, row.get(column)) for column in columns]
         lines.append([row.name, kimg, *(_cell(r, len(_ways(rows, c)) > 1) for c, r in cells)])
     ways = [_ways(rows, column) for column in columns]

@@ -45,6 +45,11 @@ def build(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Generato
     Raises:
         ValueError: A network of no kind known here, or tensors that do not fit it.
     """
+    if "G" not in network:
+        raise ValueError(
+            "nothing describes the generator of these weights; take a checkpoint or a model that "
+            "this project wrote, or import it with `python -m pipeline.import_official`"
+        )
     Gs = family.generator(family.generator_config(network["G"]))
     load_network(Gs, dict(tensors), "generator")
     if "truncation" in network:

@@ -22,6 +22,7 @@ from pipeline.estimators import Rows
 from pipeline.evaluate import EvaluationConfig, evaluate
 from pipeline.metric import comparable
 from pipeline.tasks import RealsTask
+from stylegan import sample
 from stylegan.metrics.features import FeatureMoments
 from stylegan.metrics.fid import fid
 from stylegan.metrics.kid import kid, kid_of_subsets, subsets
@@ -239,6 +240,25 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, data):
 
     with pytest.raises(DigestError, match=r"Gs\.safetensors is damaged"):
         evaluate_quickly(url, data)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (sample.describe(generator(resolution=8).config), "generator is another network: synth"),
+        ({"G": {"kind": "biggan"}}, "is of kind 'biggan'; this version builds gan, dcgan, pggan"),
+        ({"G": {"kind": "gan", "resolution": 16, "depth": 3}}, "options of kind 'gan' .*'depth'"),
+        ({}, "nothing describes the generator of these weights; take a checkpoint or a model"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, data, network, message):
+    checkpoints = Checkpoints(str(tmp_path))
+    tensors = {f"Gs.{name}": tensor for name, tensor in generator().state_dict().items()}
+    checkpoints.save(tensors, {"network": network, "lod": 0.0}, nimg=0, attempt=0)
+    checkpoints.wait()
+
+    with pytest.raises(ValueError, match=message):
+        evaluate_quickly(checkpoints.latest().url, data)
 
 
 def test_a_generator_that_does_not_fit_the_data_is_refused(tmp_path, data):

@@ -35,9 +35,9 @@ def generator_config(options: Mapping[str, Any]) -> interface.GeneratorConfig:
     """A generator's configuration from its fields, `kind` among them.
 
     Raises:
-        ValueError: The kind is unknown.
+        ValueError: The kind or an option of it is unknown.
     """
-    config: interface.GeneratorConfig = _module(options.get("kind")).GeneratorConfig(**options)
+    config: interface.GeneratorConfig = _config("GeneratorConfig", options)
     return config
 
 
@@ -51,10 +51,9 @@ def discriminator_config(options: Mapping[str, Any]) -> interface.DiscriminatorC
     """A discriminator's configuration from its fields, `kind` among them.
 
     Raises:
-        ValueError: The kind is unknown.
+        ValueError: The kind or an option of it is unknown.
     """
-    module = _module(options.get("kind"))
-    config: interface.DiscriminatorConfig = module.DiscriminatorConfig(**options)
+    config: interface.DiscriminatorConfig = _config("DiscriminatorConfig", options)
     return config
 
 
@@ -64,6 +63,17 @@ def discriminator(
     """A discriminator with initial weights, a function of `config` and `seed` alone."""
     D: interface.Discriminator = _module(config.kind).Discriminator(config, seed=seed)
     return D
+
+
+def _config(name: str, options: Mapping[str, Any]) -> Any:
+    module = _module(options.get("kind"))
+    try:
+        return getattr(module, name)(**options)
+    except TypeError as err:
+        raise ValueError(
+            f"the network does not have the options of kind {options['kind']!r} ({err}); read it "
+            f"with the version that wrote it"
+        ) from err
 
 
 def _module(kind: Any) -> ModuleType:
