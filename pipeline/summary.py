@@ -11,16 +11,20 @@ from torch import Tensor, nn
 
 from pipeline import config as configs
 from pipeline.config import TrainConfig
+from pipeline.footprint import footprint
 from pipeline.loop import new_state
 from pipeline.minibatches import total_nimg_of
+from pipeline.trial import levels
 from stylegan.networks.interface import Discriminator, DiscriminatorConfig, Generator
 from stylegan.schedule import phases
 
 
 def show(config: TrainConfig, console: Console) -> None:
-    """Print the resolved configuration, the schedule and the networks."""
+    """Print the resolved configuration, the schedule, what it takes, and the networks."""
     console.print(configs.to_yaml(config), highlight=False, markup=False)
     console.print(schedule_table(config))
+    console.print(memory_table(config))
+    console.print("hours, cost and bytes: python -m pipeline.plan\n")
     state = new_state(config, torch.device("cpu"))
     console.print(network_table("G", state.G))
     console.print(network_table("D", state.D))
@@ -43,6 +47,23 @@ def schedule_table(config: TrainConfig) -> Table:
             " + ".join(str(images) for images in _shares(config, phase.batch)),
         )
     table.add_row(f"{total_nimg_of(config):,}", "end", *[""] * 6)
+    return table
+
+
+def memory_table(config: TrainConfig) -> Table:
+    """What a worker needs at each level (see `pipeline.footprint`)."""
+    table = Table(title="memory of a worker", title_justify="left")
+    for name in ("level", "images of a minibatch", "GiB", "of it networks and optimizers"):
+        table.add_column(name, justify="right")
+    for phase in levels(config):
+        share = max(_shares(config, phase.batch))
+        used = footprint(config, phase, batch=share)
+        table.add_row(
+            f"{phase.resolution} px",
+            str(share),
+            f"{used.peak_bytes / 2**30:.2f}",
+            f"{used.state_bytes / 2**30:.2f}",
+        )
     return table
 
 

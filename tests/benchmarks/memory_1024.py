@@ -3,7 +3,7 @@
     python -m tests.benchmarks.memory_1024            # configuration F
     python -m tests.benchmarks.memory_1024 stylegan2-f
 
-Prints the largest resident set; the goal is 12 GiB.
+Prints the largest resident set beside what `pipeline.footprint` counts; the goal is 12 GiB.
 """
 
 import resource
@@ -13,42 +13,32 @@ import time
 import torch
 
 from pipeline import config as configs
-from pipeline.loop import new_state
-from pipeline.minibatches import Minibatch, RunDraws
-from stylegan.schedule import phase_at
-from stylegan.step import Part, TrainingStep
+from pipeline.footprint import footprint
+from pipeline.memory import keep_freed_memory
+from pipeline.trial import Trial, levels
 
 BATCH = 4
-OPTIONS = [
-    "data.url=none",
-    "run_url=none",
-    "workers=1",
-    "schedule.first_resolution=1024",
-    f"schedule.batch.1024={BATCH}",
-]
+OPTIONS = ["data.url=none", "run_url=none", "workers=1", "schedule.first_resolution=1024"]
 
 
 def main(preset: str) -> None:
     """One step, timed and measured."""
+    keep_freed_memory()
     config = configs.load(preset, OPTIONS)
-    state = new_state(config, torch.device("cpu"))
-    split = config.split(0)
-    step = TrainingStep(state, loss=config.loss, config=config.step, split=split)
-    phase = phase_at(0, config.schedule, resolution=1024)
-    step.enter(phase)
-    shares = split.parts(BATCH)
-    reals = torch.rand(BATCH, 3, 1024, 1024) * 2 - 1
-    draws = RunDraws(
-        config,
-        config.draws(0),
-        state.G,
-        Minibatch(nimg=0, phase=phase, ends_iteration=True),
-        shares,
-    )
+    (phase,) = levels(config)
+    counted = footprint(config, phase, batch=BATCH)
+    before_gib = _resident_gib()
+    trial = Trial(config, phase, batch=BATCH, device=torch.device("cpu"))
     started_s = time.monotonic()
-    step([Part(reals=reals[torch.from_numpy(share)]) for share in shares], draws, phase)
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{preset}: {time.monotonic() - started_s:.0f} s, {peak_gib:.1f} GiB at most")
+    trial()
+    print(
+        f"{preset}: {time.monotonic() - started_s:.0f} s, {_resident_gib():.1f} GiB at most, "
+        f"{before_gib:.1f} of them before; counted {counted.peak_bytes / 2**30:.1f} GiB"
+    )
+
+
+def _resident_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

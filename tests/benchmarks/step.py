@@ -15,18 +15,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
 from pipeline import config as configs
 from pipeline.config import TrainConfig
-from pipeline.loop import new_state
 from pipeline.memory import keep_freed_memory
-from pipeline.minibatches import Minibatch, RunDraws
-from stylegan.schedule import phase_at
-from stylegan.step import Part, TrainingStep
+from pipeline.trial import Trial, levels
 from tests.benchmarks import reference
 from tests.operations import Operations
 
@@ -88,27 +84,16 @@ def _measure(options: argparse.Namespace, side: int) -> None:
 def prepare(options: argparse.Namespace, side: int, way: str, precision: str) -> Callable[[], None]:
     """A training of its own; each call is one minibatch and ends when the device has done it."""
     config = configured(options, side, "eager" if way == "reference" else way, precision)
-    device = torch.device(options.device)
-    state = new_state(config, device)
-    if way == "reference":
-        for network in (state.G, state.D, state.Gs):
-            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    split = config.split(0)
-    step = TrainingStep(state, loss=config.loss, config=config.step, split=split)
-    phase = phase_at(0, config.schedule, resolution=side)
-    shares = split.parts(options.batch)
-    shape = (options.batch, config.network.channels, side, side)
-    reals = (torch.rand(shape, device=device) * 2 - 1).to(memory_format=torch.channels_last)
-    parts = [Part(reals=reals[torch.from_numpy(share).to(device)]) for share in shares]
+    phase = levels(config)[-1]
+    trial = Trial(config, phase, batch=options.batch, device=torch.device(options.device))
+    if way != "reference":
+        return trial
+    for network in (trial.state.G, trial.state.D, trial.state.Gs):
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def run() -> None:
-        minibatch = Minibatch(nimg=state.nimg, phase=phase, ends_iteration=True)
-        draws = RunDraws(config, config.draws(0), state.G, minibatch, shares)
-        with reference.plain() if way == "reference" else nullcontext():
-            step.enter(phase)
-            step(parts, draws, phase)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        with reference.plain():
+            trial()
 
     return run
 
