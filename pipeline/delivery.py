@@ -2,9 +2,10 @@
 
 import json
 import logging
+import shutil
 import tempfile
 import threading
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -33,7 +34,7 @@ class Sender:
     """Sends entries to one run, in their order.
 
     Kinds: metrics (nimg, values), describe (params, tags, text), image (nimg, name, file),
-    checkpoint (row), end (status, session).
+    file (name, file), checkpoint (row), end (status, session).
     """
 
     def __init__(self, uri: str, run_id: str, spool: Spool, *, session: str, fresh: bool) -> None:
@@ -95,6 +96,8 @@ class Sender:
                 self._send_description(self._client, first)
             case "image":
                 self._send_image(self._client, first)
+            case "file":
+                self._send_file(self._client, first)
             case "checkpoint":
                 self._send_checkpoint(self._client, first["row"])
             case "end" if first["session"] == self.session:
@@ -157,6 +160,16 @@ class Sender:
                 synchronous=True,
             )
         self._images.add(file)
+
+    def _send_file(self, client: "MlflowClient", entry: Entry) -> None:
+        spooled, name = Path(entry["file"]), PurePosixPath(entry["name"])
+        if not spooled.exists():
+            return  # sent by a process that was killed before it could say so
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(spooled, path)
+            client.log_artifacts(self.run_id, folder)
 
     def _send_checkpoint(self, client: "MlflowClient", row: Row) -> None:
         if self._rows is None:

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import config as configs
-from pipeline import weights
+from pipeline import report, weights
 from pipeline.figures import training_curves
 from pipeline.metric import NETWORKS
 from pipeline.result import Result, read_result
@@ -143,6 +143,7 @@ def last_screen(seconds: float) -> Group:
         ("samples", FOLDER / "images" / "grid.png"),
         ("style mixing", FOLDER / "mixing.png"),
         ("training curves", FOLDER / "curves.png"),
+        ("report, for a browser", FOLDER / "run" / report.NAME),
         ("generator", FOLDER / "model"),
         ("checkpoints", FOLDER / "run" / "checkpoints"),
         ("registered", f"{result.model} as {result.alias}"),

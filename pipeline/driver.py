@@ -28,7 +28,7 @@ from rich.console import Console
 
 from data_prep import storage
 from data_prep.manifest import Manifest
-from pipeline import cluster, registry
+from pipeline import cluster, registry, report
 from pipeline import config as configs
 from pipeline.bundle import from_checkpoint
 from pipeline.checkpoint import Checkpoints
@@ -137,7 +137,21 @@ class Driver:
             tracking_run_id=tracker.run_id,
         )
         result.write()
+        self._report(tracker, shown)
         return result
+
+    def _report(self, tracker: Tracker, shown: Display) -> None:
+        """Leave a page that shows the run; a page that cannot be made ends no training."""
+        tracker.flush()
+        try:
+            artifacts = report.make(self.config.run_url)
+        except Exception as err:
+            logger.debug("no report", exc_info=True)
+            shown.say(f"no report: {err}; try python -m pipeline.report {self.config.run_url}")
+            return
+        for name, content in artifacts.items():
+            tracker.log_file(name, content)
+        shown.say(f"report    {storage.join(self.config.run_url, report.NAME)}")
 
     def _fit(self, pump: "_Pump", tracking_run_id: str) -> None:
         """Run the group of workers to the end of the training."""

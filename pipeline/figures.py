@@ -170,7 +170,7 @@ def _draw_quality(ax: Axes, metrics: History) -> None:
     shown = [name for name, points in metrics.items() if len(_columns(points)[0])][:2]
     for index, name in enumerate(shown):
         side, color, marker = (ax, _BLUE, "o") if index == 0 else (ax.twinx(), _RED, "D")
-        label = _metric_label(name)
+        label = metric_label(name)
         kimg, values = _columns(metrics[name])
         side.plot(kimg, values, color=color, marker=marker, markersize=4, linewidth=1.6)
         # An unbiased KID can be below 0.
@@ -256,7 +256,7 @@ def _name_spans(ax: Axes, spans: Sequence[Span]) -> None:
         )
 
 
-def _metric_label(name: str) -> str:
+def metric_label(name: str) -> str:
     """metric/fid300 as people write it: FID-300."""
     word = name.removeprefix("metric/")
     letters = word.rstrip("0123456789k")

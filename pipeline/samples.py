@@ -13,11 +13,15 @@ LARGEST_PX = 2048
 """Widest grid; larger images are shown in fewer columns and rows."""
 
 
+def layout(resolution: int) -> tuple[int, int]:
+    """Columns and rows of the grid of a generator whose full size is `resolution` pixels."""
+    columns = max(min(COLUMNS, LARGEST_PX // resolution), 1)
+    return columns, max(columns * ROWS // COLUMNS, 1)
+
+
 def sample_grid(Gs: Generator, *, lod: float) -> bytes:
     """PNG of images of the same seeds each time, untruncated, at the generator's full size."""
-    side = Gs.config.resolution
-    columns = max(min(COLUMNS, LARGEST_PX // side), 1)
-    rows = max(columns * ROWS // COLUMNS, 1)
+    columns, rows = layout(Gs.config.resolution)
     seeds = range(rows * columns)
     labels = None
     if Gs.config.label_size:

@@ -159,7 +159,7 @@ def reproducible(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _EvenlySpaced:
+class EvenlySpaced:
     """Position i of `count` is sample i * samples // count: all kinds of a sorted data set."""
 
     def __init__(self, samples: int, count: int):
@@ -181,5 +181,5 @@ def open_data(task: Task, count: int) -> Loader:
             f"{task.data_url} has changed during the evaluation: its digest is {manifest.digest}, "
             f"it was {task.data_digest}; evaluate again"
         )
-    order = _EvenlySpaced(manifest.samples, count)
+    order = EvenlySpaced(manifest.samples, count)
     return Loader(task.data_url, manifest, order, config=task.loader)

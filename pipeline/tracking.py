@@ -16,6 +16,7 @@ Steps are images shown (nimg).
 import logging
 import re
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -25,8 +26,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
+from data_prep import storage
 from pipeline.delivery import Sender, SystemSampler
-from pipeline.mlflow_client import TrackingError, check_uri, connect, first_line, sqlite_folder
+from pipeline.mlflow_client import (
+    TrackingError,
+    asking,
+    check_uri,
+    connect,
+    first_line,
+    sqlite_folder,
+)
 from pipeline.spool import Spool
 
 if TYPE_CHECKING:
@@ -96,6 +105,28 @@ def log_values(uri: str, run_id: str, nimg: int, values: Mapping[str, float]) ->
                 client.log_metric(run_id, name, value, step=nimg)
     except Exception as err:
         raise TrackingError(f"run {run_id} does not take values: {first_line(err)}") from err
+
+
+def log_artifacts(uri: str, run_id: str, run_url: str, files: Mapping[str, bytes]) -> bool:
+    """Add files to the artifacts of a run, by their paths; False if it is not that of `run_url`.
+
+    The copy of a run's folder names the tracking run of the original, which is left alone.
+
+    Raises:
+        TrackingError: The server does not answer, or refuses.
+    """
+    client = connect(uri, create=False)
+    with asking(uri, f"take the artifacts of run {run_id}"):
+        owner = client.get_run(run_id).data.tags.get("run_url", "")
+        if not owner or _place(owner) != _place(run_url):
+            return False
+        with tempfile.TemporaryDirectory(prefix="artifacts-") as scratch:
+            for name, content in files.items():
+                path = Path(scratch, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            client.log_artifacts(run_id, scratch)
+    return True
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -194,6 +225,15 @@ class Tracker:
         entry = {"kind": "image", "nimg": nimg, "name": name, **_now()}
         self.spool.put_file(file, entry, lambda path: image.save(path, format="PNG"))
 
+    def log_file(self, name: str, content: bytes) -> None:
+        """An artifact; `name` is its path."""
+        spooled = re.sub(r"[^A-Za-z0-9_.-]", "~", name)
+
+        def write(path: Path) -> None:
+            path.write_bytes(content)
+
+        self.spool.put_file(f"file~{spooled}", {"kind": "file", "name": name}, write)
+
     def log_checkpoint(
         self,
         url: str,
@@ -286,6 +326,11 @@ def _create_run(client: "MlflowClient", config: TrackingConfig, name: str | None
         experiment_id = experiment.experiment_id
     run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
     return run_id
+
+
+def _place(url: str) -> str:
+    """The same for all ways to write it."""
+    return str(storage.local_path(url).resolve()) if storage.is_local(url) else url.rstrip("/")
 
 
 def _exists(client: "MlflowClient", run_id: str) -> bool:

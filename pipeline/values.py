@@ -73,17 +73,23 @@ def read(url: str) -> list[MetricResult]:
     elif storage.exists(storage.join(url, MARKER)):
         digest = read_marker(url).digest
         name = file_name(read_marker(url))
-        found = [r for r in _of_run(run_of(url), name) if r.subject["digest"] == digest]
+        found = [r for r in of_run(run_of(url), name) if r.subject["digest"] == digest]
     else:
         folders = (storage.join(url, folder) for folder in (BY_DRIVER, BY_HAND))
         names = sorted(name for folder in folders for name in storage.listdir(folder))
-        found = _of_run(url, names[-1]) if names else []
+        found = of_run(url, names[-1]) if names else []
     if not found:
         raise ValueError(
             f"{url} holds no values; name a run, a checkpoint, a model's folder or a file of "
             f"--json, and measure first with `python -m pipeline.evaluate`"
         )
     return found
+
+
+def of_run(run_url: str, name: str) -> list[MetricResult]:
+    """Values of the checkpoint whose `file_name` is `name`, by hand and by the driver."""
+    by_hand = _read_list(storage.join(run_url, BY_HAND, name))
+    return by_hand + _read_list(storage.join(run_url, BY_DRIVER, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,11 +134,6 @@ def on_curves(
             curves[name] = digest
         named[name] = result
     return named
-
-
-def _of_run(run_url: str, name: str) -> list[MetricResult]:
-    by_hand = _read_list(storage.join(run_url, BY_HAND, name))
-    return by_hand + _read_list(storage.join(run_url, BY_DRIVER, name))
 
 
 def _of_model(url: str) -> Iterator[MetricResult]:

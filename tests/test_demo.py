@@ -86,6 +86,7 @@ def test_the_last_screen_says_what_was_made_where_it_is_and_what_comes_next(tmp_
     for part in (
         "done in 5.0 minutes",
         "mixing.png",
+        "run/report.html",
         "demo/1 as champion",
         "0.4 → 0.2",
         "mlflow ui",
