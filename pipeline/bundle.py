@@ -9,6 +9,12 @@
 
 The SHA-256 of digests.json stands for all: where it is known from elsewhere, no byte can have
 changed unnoticed.
+
+Nothing of ours is needed to read it. Tensors are float32 under their names in the module, such as
+mapping.0.weight [o i], synthesis.blocks.8.conv0.weight [o i k k], synthesis.noise0 [1 1 h w] and
+w_avg; a weight is stored before its equalized learning rate. network.json has the fields of the
+kind's GeneratorConfig under "G", "lod" (0: full size) and, where an imported file said so,
+"truncation" (psi, cutoff). `pipeline.export` writes other forms of it.
 """
 
 import hashlib

@@ -87,7 +87,7 @@ class Mapping(nn.ModuleList):
         self, z: Float[Tensor, "n z_size"], labels: Float[Tensor, "n d"] | None = None
     ) -> Float[Tensor, "n w_size"]:
         check_z(z, self.config)
-        x, known = z, accepted(labels, len(z), self.config)
+        x, known = z, accepted(labels, z.shape[0], self.config)
         if known is not None:
             x = torch.cat([x, known.to(z.dtype) @ self.label_weight], dim=1)
         if self.config.normalize_z:

@@ -182,7 +182,7 @@ class SynthesisBlock(nn.Module):
             const: Tensor = self.const
             return const.expand(w.shape[0], -1, -1, -1)
         dense: Tensor = self.dense(w)
-        return dense.reshape(len(w), -1, 4, 4)
+        return dense.reshape(w.shape[0], -1, 4, 4)
 
 
 class Synthesis(GrowingSynthesis):
@@ -215,7 +215,7 @@ class Synthesis(GrowingSynthesis):
             lod: Level of detail; 0 = full resolution.
         """
         check_ws(ws, self.config, lod)
-        check_noise(noise, len(ws), self.config, lod)
+        check_noise(noise, ws.shape[0], self.config, lod)
         resolutions = self.config.resolutions(lod)
         if not self.config.use_noise:
             noise = None

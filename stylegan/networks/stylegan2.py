@@ -202,7 +202,7 @@ class Synthesis(nn.Module):
             lod: Level of detail; 0 = full resolution.
         """
         check_ws(ws, self.config, lod)
-        check_noise(noise, len(ws), self.config, lod)
+        check_noise(noise, ws.shape[0], self.config, lod)
         if noise is None:
             noise = [self.get_buffer(f"noise{i}") for i in range(len(self.config.noise_sides()))]
         shown = self.config.rgb_sides(lod)

@@ -1,4 +1,4 @@
-"""StyleGAN2's networks of the PyTorch code (stylegan2-ada, stylegan3) as ours.
+"""StyleGAN2's networks of the PyTorch code (stylegan2-ada, stylegan3) as ours, and G the other way.
 
 A pickled module keeps the arguments it was made with, and below it the modules of its layers with
 their tensors. Convolutions have our layout, but those that enlarge are stored flipped; the bias of
@@ -8,10 +8,12 @@ a style begins at 1, where ours adds that 1 itself.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stylegan.metrics.weights_reader import ArchiveError
 from stylegan.networks import family
+from stylegan.networks.interface import Generator
 from stylegan.official.names import Imported, Network, build, compare, value_of
 from stylegan.official.unpickler import TorchModule, brief
 
@@ -24,6 +26,8 @@ _MAPPING = {
     "activation": "mapping_activation",
     "lr_multiplier": "mapping_lr_multiplier",
 }
+_ACTIVATIONS = {"leaky_relu": "lrelu", "relu": "relu"}
+_ARCHITECTURES = {"skip": "skip", "residual": "resnet", "plain": "orig"}
 _MBSTD = {"mbstd_group_size": "mbstd_group", "mbstd_num_channels": "mbstd_features"}
 
 _OF_PRECISION = {
@@ -70,6 +74,80 @@ def convert(record: TorchModule) -> Imported:
             if isinstance(clamp, int | float)
         ],
     )
+
+
+def state_dict(Gs: Generator) -> dict[str, Tensor]:
+    """All that `G_ema.state_dict()` has in the PyTorch code, by its names and in its layout.
+
+    Raises:
+        ValueError: That code has no such network; says what of it.
+    """
+    config = _exportable(Gs)
+    tensors = {_generator_name(ours): _theirs(ours, t) for ours, t in Gs.state_dict().items()}
+    taps = torch.tensor(config.fir, dtype=torch.float32)
+    kernel = torch.outer(taps, taps) / taps.sum().square()
+    # Each block and each of its convolutions but those to RGB stores the filter once more.
+    filtered = {f"synthesis.b{side}" for side in config.resolutions()}
+    for name in tensors:
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "weight" and layer.endswith(("conv0", "conv1", "skip")):
+            filtered.add(layer)
+    return tensors | {f"{path}.resample_filter": kernel.clone() for path in sorted(filtered)}
+
+
+def arguments(Gs: Generator) -> dict[str, Any]:
+    """What the PyTorch code's Generator is made with, so that `state_dict` fits it."""
+    config = _exportable(Gs)
+    return {
+        "z_dim": config.z_size,
+        "c_dim": 0,
+        "w_dim": config.w_size,
+        "img_resolution": config.resolution,
+        "img_channels": config.channels,
+        "mapping_kwargs": {
+            "num_layers": config.mapping_layers,
+            "layer_features": config.mapping_width,
+            "activation": _ACTIVATIONS[config.mapping_activation],
+            "lr_multiplier": config.mapping_lr_multiplier,
+        },
+        "synthesis_kwargs": {
+            "channel_base": 2 * config.fmap_base,
+            "channel_max": config.fmap_max,
+            "architecture": _ARCHITECTURES[config.architecture],
+            "resample_filter": list(config.fir),
+            "activation": _ACTIVATIONS[config.activation],
+        },
+    }
+
+
+def _theirs(ours: str, tensor: Tensor) -> Tensor:
+    """What `_fitting` turns into ours."""
+    tensor = tensor.detach().cpu()
+    if ours.endswith(".style.bias"):
+        return tensor + 1
+    if ours.endswith(".conv0.weight"):
+        return tensor.flip(2, 3).contiguous()
+    if ours.endswith(".const"):
+        return tensor[0].contiguous()
+    return tensor[0, 0].contiguous() if ours.startswith("synthesis.noise") else tensor.contiguous()
+
+
+def _exportable(Gs: Generator) -> Any:
+    """The network's configuration, if the PyTorch code has such networks."""
+    config: Any = Gs.config
+    lacks = {
+        f"is {config.kind}": config.kind != _KIND,
+        "grows": config.grows,
+        "has labels": config.label_size > 0,
+        "takes z as it is": not getattr(config, "normalize_z", True),
+    }
+    if reasons := [reason for reason, applies in lacks.items() if applies]:
+        raise ValueError(
+            f"the network {' and '.join(reasons)}, and stylegan2-ada-pytorch has no such "
+            f"generator; StyleGAN2 of a fixed size without labels can be exported, all others as "
+            f"ONNX"
+        )
+    return config
 
 
 def _refuse_others(record: TorchModule, tensors: Mapping[str, Tensor]) -> None:
