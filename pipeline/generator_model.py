@@ -1,23 +1,39 @@
 """The registered generator as MLflow runs it (a model from code; `registry` logs this file).
 
-    model = mlflow.pyfunc.load_model("models:/NAME@ALIAS")
-    images = model.predict(pd.DataFrame({"seed": [1, 2]}), params={"truncation_psi": 0.7})
+    mlflow models serve -m models:/NAME@ALIAS --env-manager local --port 5001
+    curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \
+        -d '{"dataframe_split": {"columns": ["seed"], "data": [[1], [2]]}, "params": {"psi": 0.7}}'
+
+The answer is {"predictions": [{"seed": 1, "png": "iVBOR…"}, …]}, PNGs as base64; what cannot be
+drawn is refused with status 400 and a sentence. In Python the same is
+`mlflow.pyfunc.load_model("models:/NAME@ALIAS").predict(data_frame, params)`.
 
 It is run where only `stylegan` comes along, so it imports nothing else of ours.
 """
 
+import base64
 import hashlib
+import io
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlflow
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import safetensors.torch
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from PIL import Image
 
 from stylegan import sample
+
+MAX_IMAGES = 64
+"""Of one request."""
+MAX_PSI = 2.0
+"""Either way; beyond that images are none any more."""
 
 
 class GeneratorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
@@ -42,36 +58,62 @@ class GeneratorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defi
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> np.ndarray:
+    ) -> pd.DataFrame:
         """Images of seeds.
 
         Args:
             context: MLflow's, not used.
             model_input: A data frame with a column `seed`, and `label`, the class, where the
-                network has labels.
-            params: `truncation_psi`; `truncation_cutoff`, -1 for all layers (both of them the
-                model's own if left out); `noise`, see `stylegan.sample.sample`.
+                network has labels; at most `MAX_IMAGES` rows.
+            params: `psi`; `cutoff`, -1 for all layers (both of them the model's own if left out);
+                `noise`, see `stylegan.sample.sample`. MLflow ignores others, and cuts off a seed's
+                fraction.
 
         Returns:
-            uint8 of shape [n, h, w, c].
+            Columns `seed` and `png`, the file as base64.
+
+        Raises:
+            MlflowException: An argument is out of range; a server answers with status 400.
         """
-        params = params or {}
-        cutoff = params.get("truncation_cutoff", self.Gs.usual_cutoff)
+        try:
+            images = self._images(model_input, params or {})
+        except (ValueError, TypeError) as err:
+            raise MlflowException(str(err), error_code=INVALID_PARAMETER_VALUE) from err
+        return pd.DataFrame({"seed": model_input["seed"], "png": [_png(image) for image in images]})
+
+    def _images(self, rows: pd.DataFrame, params: dict[str, Any]) -> torch.Tensor:
+        if len(rows) > MAX_IMAGES:
+            raise ValueError(
+                f"{len(rows)} images are asked for, but a request may have {MAX_IMAGES}; send more "
+                f"requests"
+            )
+        psi = float(params.get("psi", self.Gs.usual_psi))
+        if not (math.isfinite(psi) and abs(psi) <= MAX_PSI):
+            raise ValueError(f"psi is {psi}; choose from {-MAX_PSI:g} to {MAX_PSI:g}, such as 0.7")
+        noise = params.get("noise", "fixed")
+        if noise not in get_args(sample.Noise):
+            raise ValueError(f"noise is {noise!r}; choose from {', '.join(get_args(sample.Noise))}")
+        cutoff = params.get("cutoff", self.Gs.usual_cutoff)
         labels = None
-        if "label" in model_input:
-            classes = torch.tensor(model_input["label"].to_numpy(dtype=np.int64))
+        if "label" in rows:
+            classes = torch.tensor(rows["label"].to_numpy(dtype=np.int64))
             labels = sample.one_hot(classes, self.Gs.config.label_size)
-        images = sample.sample(
+        return sample.sample(
             self.Gs,
-            [int(seed) for seed in model_input["seed"]],
-            psi=float(params.get("truncation_psi", self.Gs.usual_psi)),
+            [int(seed) for seed in rows["seed"]],
+            psi=psi,
             cutoff=None if cutoff is None or cutoff < 0 else int(cutoff),
             labels=labels,
-            noise=params.get("noise", "fixed"),
+            noise=noise,
             lod=self.lod,
         )
-        pixels: np.ndarray = images.permute(0, 2, 3, 1).contiguous().numpy()
-        return pixels
+
+
+def _png(image: torch.Tensor) -> str:
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 mlflow.models.set_model(GeneratorModel())

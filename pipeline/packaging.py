@@ -14,7 +14,7 @@ from pipeline import grids
 from pipeline.bundle import Bundle
 from stylegan import sample
 
-_REQUIREMENTS = ["torch>=2.11", "numpy>=2", "safetensors>=0.6", "jaxtyping>=0.3"]
+_REQUIREMENTS = ["torch>=2.11", "numpy>=2", "safetensors>=0.6", "jaxtyping>=0.3", "pillow>=12"]
 _GRID_IMAGES = 32
 
 
@@ -94,26 +94,24 @@ def _params(bundle: Bundle) -> dict[str, Any]:
     """What may be given beside the seeds, with what is taken otherwise."""
     Gs = bundle.generator()
     cutoff = -1 if Gs.usual_cutoff is None else Gs.usual_cutoff
-    return {"truncation_psi": Gs.usual_psi, "truncation_cutoff": cutoff, "noise": "fixed"}
+    return {"psi": Gs.usual_psi, "cutoff": cutoff, "noise": "fixed"}
 
 
 def _signature(bundle: Bundle) -> Any:
-    import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     config, params = bundle.network["G"], _params(bundle)
-    side = config["resolution"] >> int(bundle.lod)
     columns: list[Any] = [ColSpec(DataType.long, "seed")]
     if config["label_size"]:
         columns.append(ColSpec(DataType.long, "label"))
     return ModelSignature(
         inputs=Schema(columns),
-        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, side, side, config["channels"]))]),
+        outputs=Schema([ColSpec(DataType.long, "seed"), ColSpec(DataType.string, "png")]),
         params=ParamSchema(
             [
-                ParamSpec("truncation_psi", DataType.double, params["truncation_psi"]),
-                ParamSpec("truncation_cutoff", DataType.long, params["truncation_cutoff"]),
+                ParamSpec("psi", DataType.double, params["psi"]),
+                ParamSpec("cutoff", DataType.long, params["cutoff"]),
                 ParamSpec("noise", DataType.string, params["noise"]),
             ]
         ),

@@ -1,8 +1,10 @@
 """`python -m pipeline.import_official`: what it writes, who reads that, and what it refuses."""
 
+import base64
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import warnings
 from pathlib import Path
@@ -91,21 +93,17 @@ def test_imported_networks_are_truncated_as_their_file_says(pickle_file, tmp_pat
             assert generate(argv) == 0
         own, given, everything = (path.read_bytes() for path in paths)
         assert own == given != everything
-    assert packaging._params(bundle) == {
-        "truncation_psi": 0.7,
-        "truncation_cutoff": 3,
-        "noise": "fixed",
-    }
+    assert packaging._params(bundle) == {"psi": 0.7, "cutoff": 3, "noise": "fixed"}
     with warnings.catch_warnings(action="ignore"):  # MLflow's import warns of its own type hints
         from pipeline.generator_model import GeneratorModel
     model = GeneratorModel()
     files = {"weights": "G.safetensors", "network": "network.json", "digests": "digests.json"}
     artifacts = {name: str(tmp_path / "model" / file) for name, file in files.items()}
     model.load_context(SimpleNamespace(artifacts=artifacts))
-    pixels = model.predict(None, pd.DataFrame({"seed": [1]}))
-    np.testing.assert_array_equal(pixels, expected[1:2].permute(0, 2, 3, 1))
-    pixels = model.predict(None, pd.DataFrame({"seed": [1]}), {"truncation_cutoff": -1})
-    np.testing.assert_array_equal(pixels, sample.sample(Gs, [1], psi=0.7).permute(0, 2, 3, 1))
+    for params, drawn in (({}, expected[1]), ({"cutoff": -1}, sample.sample(Gs, [1], psi=0.7)[0])):
+        (png,) = model.predict(None, pd.DataFrame({"seed": [1]}), params)["png"]
+        with Image.open(io.BytesIO(base64.b64decode(png))) as image:
+            np.testing.assert_array_equal(np.asarray(image), drawn.permute(1, 2, 0))
 
 
 def test_the_command_takes_any_url_and_other_networks(pickle_file, tmp_path):

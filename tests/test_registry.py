@@ -70,11 +70,13 @@ def stored(uri, name, version, file):
 
 
 PREDICT = """
-import sys, mlflow, numpy as np, pandas as pd
+import base64, io, sys, mlflow, numpy as np, pandas as pd
+from PIL import Image
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/" + sys.argv[2])
-images = model.predict(pd.DataFrame({"seed": [3, 1]}), params={"truncation_psi": 0.7})
-np.save(sys.argv[3], images)
+answer = model.predict(pd.DataFrame({"seed": [3, 1]}), params={"psi": 0.7})
+images = [Image.open(io.BytesIO(base64.b64decode(png))) for png in answer["png"]]
+np.save(sys.argv[3], np.stack([np.asarray(image) for image in images]))
 assert "pipeline" not in sys.modules
 """
 
