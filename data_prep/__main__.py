@@ -23,18 +23,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.check import check
 from data_prep.doctor import DoctorConfig, examine
 from data_prep.image_options import add_image_options, image_config
-from data_prep.job import JobConfig, JobReport, TooManyBadError, run_job
+from data_prep.job import JobReport, TooManyBadError, run_job
+from data_prep.job_config import JobConfig
 from data_prep.report import Report
 from data_prep.sources import printable
 from data_prep.storage import StorageError
-from data_prep.workers import Progress
+from data_prep.workers import LostWorkersError, Progress
 
 SHOWN_NAMES = 20
 
@@ -51,12 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(3, str(err))
     except ValueError as err:
         return _fail(2, str(err))
-    except BrokenProcessPool:
-        return _fail(
-            1,
-            "a worker process died, probably for want of memory; run the same command again "
-            "to go on, with fewer --workers",
-        )
+    except LostWorkersError as err:
+        return _fail(1, str(err))
     except (StorageError, OSError) as err:
         return _fail(1, f"{err}; run the same command again to go on")
     except KeyboardInterrupt:
@@ -120,7 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_source_options(shard)
     shard.add_argument("dest", help="folder or URL of the data set")
     add_image_options(shard)
-    _add_workers(shard)
+    _add_workers(shard, ", or all CPUs of the cluster")
+    shard.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        default="",
+        metavar="ADDRESS",
+        help="let tasks of a Ray cluster make the shards; without ADDRESS that of the job or of "
+        "RAY_ADDRESS, else a local Ray",
+    )
     shard.add_argument(
         "--samples-per-shard", type=int, default=0, help="default 1024 up to 256 px, 256 above"
     )
@@ -166,12 +171,11 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_workers(parser: argparse.ArgumentParser) -> None:
+def _add_workers(parser: argparse.ArgumentParser, other_default: str = "") -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="processes; the result does not depend on it (default: all cores)",
+        help=f"the result does not depend on it (default: all cores{other_default})",
     )
 
 
@@ -191,6 +195,7 @@ def _config(options: argparse.Namespace) -> JobConfig:
         name=options.name,
         samples_per_shard=options.samples_per_shard,
         workers=options.workers,
+        ray=options.ray,
         labels=options.labels,
         max_bad=options.max_bad,
     )

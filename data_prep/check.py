@@ -25,7 +25,7 @@ _FILES = frozenset({"manifest.json", "job.json", "quarantine.json"})
 _UNBALANCED = 10
 
 
-def check(url: str, progress: Progress, *, workers: int = 1) -> Report:
+def check(url: str, progress: Progress, *, workers: int | None = 1) -> Report:
     """Verify the data set at `url`.
 
     Raises:
@@ -41,7 +41,7 @@ def check(url: str, progress: Progress, *, workers: int = 1) -> Report:
     labels = LabelBalance()
     with process_pool(workers) as executor:
         look = partial(check_shard, base, manifest)
-        results = unordered(executor, look, range(manifest.num_shards), limit=workers + 1)
+        results = unordered(executor, look, range(manifest.num_shards))
         for shard in in_order(results):
             report.add(shard.findings)
             first = shard.number * manifest.samples_per_shard

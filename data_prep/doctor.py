@@ -63,8 +63,8 @@ class DoctorConfig:
     """none, folder, source or the URL of a table (see `data_prep.labels`)."""
     landmarks: str = ""
     """For the crop face: URL of the landmarks."""
-    workers: int = 1
-    """Processes."""
+    workers: int | None = 1
+    """Processes; None: as many as there are CPUs."""
 
 
 class Task(NamedTuple):
@@ -111,7 +111,7 @@ def examine(config: DoctorConfig, progress: Progress) -> Report:
         look = partial(_look, source, config.image)
         with process_pool(config.workers) as executor:
             tasks = _tasks(entries, faces)
-            results = unordered(executor, look, tasks, limit=config.workers + 1)
+            results = unordered(executor, look, tasks)
             for chunk in in_order(results):
                 report.add(chunk.findings)
                 seen.add(chunk)

@@ -1,4 +1,4 @@
-"""The sharding job: list, shard on all cores, commit.
+"""The sharding job: list, shard on all cores of a machine or a cluster, commit.
 
 Numbers of samples are ranks among the readable images, so they are final only when all images have
 been decoded. The job hopes for the best: shards are written at once. When an image turns out bad,
@@ -10,22 +10,23 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep import storage
+from data_prep import ray_start, storage
 from data_prep.align import Points, check_face_model, points_of, read_landmarks
-from data_prep.images import BadImageError, ImageConfig, kind_of, load_image
-from data_prep.labels import LabelTable, check_labels_option, read_labels
+from data_prep.images import BadImageError, kind_of, load_image
+from data_prep.job_config import JobConfig
+from data_prep.labels import LabelTable, read_labels
 from data_prep.manifest import Labels, Level, Manifest, manifest_url
-from data_prep.pyramid import encoding, level_sizes, stored_sizes
+from data_prep.pyramid import encoding, stored_sizes
 from data_prep.shards import ShardConfig, ShardResult, ShardTask, make_shard
 from data_prep.sources import Entry, Listing, list_sources
-from data_prep.workers import Progress, process_pool, unordered, workplace
+from data_prep.workers import Executor, Progress, process_pool, unordered, workplace
 
 logger = logging.getLogger(__name__)
 
@@ -36,69 +37,6 @@ class TooManyBadError(ValueError):
     def __init__(self, message: str, bad: dict[str, str]):
         super().__init__(message)
         self.bad = bad
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobConfig:
-    """What to shard, where to, and how."""
-
-    source: str | Path | Sequence[str | Path]
-    """Path or URL of a folder, an archive or another form (see `data_prep.sources`), or several."""
-    dest: str
-    """URL of the data set's folder."""
-    image: ImageConfig
-    name: str = ""
-    """Name of the data set; the last component of `dest` if empty, or the one it has."""
-    samples_per_shard: int = 0
-    """0: 1024 up to 256 px, 256 above."""
-    workers: int = 1
-    """Processes."""
-    include: str = ""
-    """Pattern that the names of images match; all if empty."""
-    labels: str = "none"
-    """none, folder, source or the URL of a table (see `data_prep.labels`)."""
-    landmarks: str = ""
-    """For the crop face: URL of ffhq-dataset-v2.json or of {path: 68 points}."""
-    max_bad: int = 0
-    """Images that may be left out."""
-
-    def __post_init__(self) -> None:
-        _check_dest(self.dest)
-        check_labels_option(self.labels)
-        level_sizes(*self.image.size)
-        if (self.image.crop == "face") != bool(self.landmarks or self.image.face_model):
-            raise ValueError(
-                "--crop face needs --landmarks or --face-model, and they are for it alone; "
-                "give all or none"
-            )
-        if self.samples_per_shard == 0:
-            usual = 1024 if self.image.resolution <= 256 else 256
-            object.__setattr__(self, "samples_per_shard", usual)
-        if self.samples_per_shard < 1 or self.workers < 1 or self.max_bad < 0:
-            raise ValueError(
-                f"samples per shard ({self.samples_per_shard}) and workers ({self.workers}) must "
-                f"be at least 1, max-bad ({self.max_bad}) at least 0"
-            )
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Paths and URLs of all sources."""
-        each = [self.source] if isinstance(self.source, str | Path) else self.source
-        return tuple(map(str, each))
-
-    @property
-    def shown(self) -> str:
-        """The sources, for messages."""
-        return ", ".join(self.sources)
-
-    def parameters(self) -> dict[str, Any]:
-        """What the data set's bytes follow from, but for the images."""
-        return {
-            **self.image.options(),
-            "samples-per-shard": self.samples_per_shard,
-            "labels": self.labels if self.labels in ("none", "folder", "source") else "table",
-            **({"landmarks": "table"} if self.landmarks else {}),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +66,7 @@ def run_job(config: JobConfig, progress: Progress) -> JobReport:
     """
     start_s = time.monotonic()
     storage.check_reachable(config.dest)
-    with workplace(config.dest) as scratch:
+    with workplace(config.dest) as scratch, _executor(config) as executor:
         listing = list_sources(config.sources, scratch, config.include)
         if not listing.entries:
             raise ValueError(f"source {config.shown} holds no images; their suffixes tell them")
@@ -142,7 +80,7 @@ def run_job(config: JobConfig, progress: Progress) -> JobReport:
             return JobReport(manifest=manifest, seconds=0, already_complete=True)
 
         rounds = _Rounds(config, listing, labels, faces, scratch=scratch, progress=progress)
-        results = rounds.run()
+        results = rounds.run(executor)
         manifest = _manifest(config, results, None if labels is None else labels.kind)
         _commit(config, manifest, rounds.bad)
     return JobReport(
@@ -153,6 +91,15 @@ def run_job(config: JobConfig, progress: Progress) -> JobReport:
         ignored=listing.ignored,
         bad=rounds.bad,
     )
+
+
+def _executor(config: JobConfig) -> AbstractContextManager[Executor]:
+    if not config.ray:
+        return process_pool(config.workers)
+    ray_start.prepare()
+    from data_prep.ray_tasks import ray_cluster
+
+    return ray_cluster(config.ray, config.workers)
 
 
 class _Rounds:
@@ -172,38 +119,41 @@ class _Rounds:
         self.listing = listing
         self.labels = labels
         self.progress = progress
+        here = not config.ray or storage.is_local(config.dest)
         self.shard_config = ShardConfig(
-            source=listing.source, dest=config.dest, scratch=scratch, image=config.image
+            source=listing.source,
+            dest=config.dest,
+            scratch=scratch if here else None,
+            image=config.image,
         )
         self.faces = faces
         self.bad = self._known_bad()
         self.finished: dict[str, ShardResult] = {}
 
-    def run(self) -> list[ShardResult]:
+    def run(self, executor: Executor) -> list[ShardResult]:
         """Results of all shards, in order."""
-        with process_pool(self.config.workers) as executor:
-            for number in (1, 2, 3):
-                what = "sharding" if number == 1 else f"sharding, round {number}"
-                found = self._one_round(executor, what)
-                self.bad |= found
-                if self.bad:
-                    self._report_bad()
-                if not found:
-                    break
-            else:
-                raise storage.StorageError(
-                    f"{self.config.shown} gives other bytes at each reading; check its disk"
-                )
+        for number in (1, 2, 3):
+            what = "sharding" if number == 1 else f"sharding, round {number}"
+            found = self._one_round(executor, what)
+            self.bad |= found
+            if self.bad:
+                self._report_bad()
+            if not found:
+                break
+        else:
+            raise storage.StorageError(
+                f"{self.config.shown} gives other bytes at each reading; check its disk"
+            )
         return [self.finished[task.key(self.config.image)] for task in self._tasks()]
 
-    def _one_round(self, executor: ProcessPoolExecutor | None, what: str) -> dict[str, str]:
+    def _one_round(self, executor: Executor, what: str) -> dict[str, str]:
         found: dict[str, str] = {}
         good = len(self.listing.entries) - len(self.bad)
         done = 0
         self.progress(done, good, what)
         tasks = self._pending(found)
         make = partial(make_shard, self.shard_config)
-        for result in unordered(executor, make, tasks, limit=self.config.workers + 1):
+        for result in unordered(executor, make, tasks):
             found |= result.bad
             done += result.images
             if result.levels:
@@ -264,15 +214,6 @@ class _Rounds:
                 f"again",
                 self.bad,
             )
-
-
-def _check_dest(dest: str) -> None:
-    if not dest.strip():
-        raise ValueError("DEST is empty; name a folder or a URL such as s3://bucket/pictures")
-    if dest.startswith("memory://"):
-        raise ValueError(f"DEST {dest} would be gone with this process; choose a folder or a store")
-    if dest.endswith(".json"):
-        raise ValueError(f"DEST {dest} is to be a folder; choose a name that ends otherwise")
 
 
 def _quarantine_url(dest: str) -> str:

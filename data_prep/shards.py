@@ -7,13 +7,18 @@ whose receipt is there and whose files are those it names is not made again.
 import hashlib
 import json
 import logging
+import os
+import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 from data_prep import storage
 from data_prep.align import Points
@@ -42,9 +47,25 @@ class ShardConfig:
     source: Source
     dest: str
     """URL of the data set's folder."""
-    scratch: Path
-    """Local folder for tars in the making; on the file system of `dest` where that is local."""
+    scratch: Path | None
+    """Local folder for tars in the making; on the file system of `dest` where that is local. None:
+    a temporary one of whichever machine makes a shard."""
     image: ImageConfig
+
+    def check_here(self) -> None:
+        """Make sure that this machine sees what the one that began the job sees.
+
+        Raises:
+            ValueError: A path is not there.
+        """
+        sources = [storage.local_path(url) for url in self.source.places if storage.is_local(url)]
+        for path in [*sources, *filter(None, [self.scratch])]:
+            if not path.exists():
+                raise ValueError(
+                    f"{path} is not there on machine {socket.gethostname()}; with --ray SOURCE and "
+                    f"DEST are URLs, or paths that all machines share, and compressed tars are "
+                    f"unpacked before"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +106,13 @@ class ShardResult:
 
 
 def make_shard(config: ShardConfig, task: ShardTask) -> ShardResult:
-    """Write the tars and indices of one shard unless they are there already."""
+    """Write the tars and indices of one shard unless they are there already.
+
+    Raises:
+        ValueError: A local path of the job is not there on this machine.
+        storage.StorageError: The store failed for longer than its patience.
+    """
+    config.check_here()
     done = _from_receipt(config, task)
     if done is not None:
         return done
@@ -105,7 +132,7 @@ def _make(config: ShardConfig, task: ShardTask) -> ShardResult:
     with ExitStack() as stack:
         writers: list[_LevelWriter] = []
         if not task.check_only:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=config.scratch)))
+            folder = stack.enter_context(_scratch(config.scratch))
             writers = [
                 stack.enter_context(_LevelWriter(folder, size, config.image, task))
                 for size in stored_sizes(config.image)
@@ -132,6 +159,21 @@ def _make(config: ShardConfig, task: ShardTask) -> ShardResult:
     receipt = {"key": key, "enlarged": enlarged, "levels": [asdict(shard) for shard in levels]}
     storage.write_atomic(receipt_url(config.dest, task.number), json.dumps(receipt).encode())
     return ShardResult(number=task.number, key=key, images=images, levels=levels, enlarged=enlarged)
+
+
+@contextmanager
+def _scratch(home: Path | None) -> Iterator[Path]:
+    """A new folder in `home`, or among the temporary files of this machine.
+
+    There, what killed processes have left of theirs is removed.
+    """
+    prefix = f"data_prep-{os.getuid()}-shard-"
+    if home is None:
+        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            if not psutil.pid_exists(int(left.name.removeprefix(prefix).partition("-")[0])):
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=home) as folder:
+        yield Path(folder)
 
 
 class _LevelWriter:

@@ -1,4 +1,11 @@
-"""Where and by whom shards are made on one machine: a scratch folder and a pool of processes."""
+"""Where and by whom shards are made: a scratch folder, and executors of tasks.
+
+    with process_pool(8) as executor:
+        for result in unordered(executor, function, tasks):
+            ...
+
+Processes of this machine are one executor; `data_prep.ray_tasks` has the other, a cluster.
+"""
 
 import contextlib
 import errno
@@ -11,9 +18,10 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from data_prep import storage
 
@@ -25,6 +33,31 @@ class Progress(Protocol):
     """Called after each part of the work."""
 
     def __call__(self, done: int, total: int, what: str) -> None: ...
+
+
+class Executor(Protocol):
+    """Does tasks, in whatever order."""
+
+    @property
+    def at_once(self) -> int:
+        """Tasks that may be with it at a time; what bounds the memory of all."""
+        ...
+
+    def submit(self, function: Callable[[Task], Result], task: Task, /) -> Any:
+        """Begin a task; a handle of it."""
+        ...
+
+    def wait(self, running: list[Any], /) -> tuple[list[Any], list[Any]]:
+        """Results of at least one of these handles, and the handles that are still running.
+
+        Raises:
+            LostWorkersError: Whoever did a task died.
+        """
+        ...
+
+
+class LostWorkersError(RuntimeError):
+    """Processes that did a task died, again and again where it was repeated."""
 
 
 class _Numbered(Protocol):
@@ -84,18 +117,50 @@ def _locked(lock: IO[str], path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def process_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes that end with this one, however it ends; None stands for this one alone."""
+def process_pool(workers: int | None) -> Iterator[Executor]:
+    """Processes that end with this one, however it ends; None: one for each core."""
+    workers = workers or len(os.sched_getaffinity(0))
     if workers == 1:
-        yield None
+        yield _Here()
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
     try:
-        yield executor
+        yield _Processes(pool, workers)
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Here:
+    """This process alone."""
+
+    at_once = 1
+
+    def submit(self, function: Callable[[Task], Result], task: Task) -> Result:
+        return function(task)
+
+    def wait(self, running: list[Any]) -> tuple[list[Any], list[Any]]:
+        return running, []
+
+
+class _Processes:
+    def __init__(self, pool: ProcessPoolExecutor, workers: int) -> None:
+        self._pool = pool
+        self.at_once = workers + 1
+
+    def submit(self, function: Callable[[Task], Result], task: Task) -> Any:
+        return self._pool.submit(function, task)
+
+    def wait(self, running: list[Any]) -> tuple[list[Any], list[Any]]:
+        done, left = wait(running, return_when=FIRST_COMPLETED)
+        try:
+            return [future.result() for future in done], list(left)
+        except BrokenProcessPool as err:
+            raise LostWorkersError(
+                "a worker process died, probably for want of memory; run the same command again "
+                "to go on, with fewer --workers"
+            ) from err
 
 
 def _begin_worker() -> None:
@@ -111,25 +176,18 @@ def _die_with_parent() -> None:
 
 
 def unordered(
-    executor: ProcessPoolExecutor | None,
-    function: Callable[[Task], Result],
-    tasks: Iterable[Task],
-    *,
-    limit: int,
+    executor: Executor, function: Callable[[Task], Result], tasks: Iterable[Task]
 ) -> Iterator[Result]:
-    """Results as they come; at most `limit` tasks are taken from `tasks` ahead of them."""
-    if executor is None:
-        yield from map(function, tasks)
-        return
-    running: set[Future[Result]] = set()
+    """Results as they come; tasks are taken no further ahead of them than the executor allows."""
+    running: list[Any] = []
     for task in tasks:
-        running.add(executor.submit(function, task))
-        if len(running) >= limit:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+        running.append(executor.submit(function, task))
+        if len(running) >= executor.at_once:
+            done, running = executor.wait(running)
+            yield from done
     while running:
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
+        done, running = executor.wait(running)
+        yield from done
 
 
 def in_order(results: Iterable[NumberedResult]) -> Iterator[NumberedResult]:

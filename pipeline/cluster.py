@@ -5,11 +5,9 @@ never called: a failed upload in Ray's path would end the group.
 """
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -19,15 +17,11 @@ from pipeline import config as configs
 from pipeline.config import TrainConfig
 from pipeline.loop import Commit, Tick, train
 from pipeline.options import ConfigError
-from pipeline.ray_environment import JOB_VARIABLE, joins_cluster
 
 logger = logging.getLogger(__name__)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-
-ROOT = Path(__file__).resolve().parents[1]
-"""Of this repository: what workers import."""
 
 LASTING = (ValueError,)
 """What a restart does not mend: requests that cannot be met, damaged data, images, JSON."""
@@ -93,27 +87,6 @@ class _MailboxHandler(logging.Handler):
             return
         message = f"worker {self._rank}: {record.getMessage()}"
         self._mailbox.put.remote(Message(kind="log", content=message))
-
-
-def start_ray(address: str, *, workers: int) -> None:
-    """Join the cluster of this job, of RAY_ADDRESS or at `address`, or start a local one.
-
-    A local one has a CPU for each worker even where there are fewer cores, because waiting for
-    cores that do not come would be the worse surprise.
-    """
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local" or (address == "auto" and not joins_cluster()):
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, workers),
-            include_dashboard=False,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-            **options,
-        )
-        return
-    if '"working_dir"' not in os.environ.get(JOB_VARIABLE, ""):
-        options["runtime_env"] = {"working_dir": str(ROOT), "excludes": ["/tests/"]}
-    ray.init(address=None if address == "auto" else address, **options)
 
 
 def resource(name: str) -> float:

@@ -28,6 +28,7 @@ from rich.console import Console
 
 from data_prep import storage
 from data_prep.manifest import Manifest
+from data_prep.ray_start import start_ray
 from pipeline import cluster, registry, report
 from pipeline import config as configs
 from pipeline.bundle import from_checkpoint
@@ -111,7 +112,7 @@ class Driver:
         config = self.config
         evaluations = Evaluations(config, tracker, shown)
         shown.say(f"Ray starts with {config.workers} workers")
-        cluster.start_ray(config.ray.address, workers=config.workers)
+        start_ray(config.ray.address, workers=config.workers)
         evaluations.begin()
         with _Pump(self, tracker, shown, evaluations) as pump:
             self._fit(pump, tracker.run_id)

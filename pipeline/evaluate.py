@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from data_prep import ray_start
 from data_prep.manifest import DigestError
 from data_prep.storage import StorageError
 from pipeline import registry, values
@@ -249,10 +250,11 @@ def _keep(url: str, results: Sequence[MetricResult]) -> None:
 def _tasks(options: argparse.Namespace, console: Console) -> Iterator[FanOut]:
     """Tasks go to processes or to a cluster, with progress and the time that is left."""
     if options.ray:
+        ray_start.prepare()
         # Late, because it costs seconds.
         from pipeline import cluster
 
-        cluster.start_ray(options.ray, workers=options.workers)
+        ray_start.start_ray(options.ray, workers=options.workers)
         gpus = 1 if options.device != "cpu" and cluster.resource("GPU") else 0
 
         def compute(

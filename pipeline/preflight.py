@@ -19,7 +19,7 @@ from typing import IO
 
 import torch
 
-from data_prep import storage
+from data_prep import ray_start, storage
 from data_prep.manifest import DigestError, Manifest
 from pipeline import config as configs
 from pipeline.checkpoint import Checkpoints
@@ -27,7 +27,6 @@ from pipeline.config import TrainConfig
 from pipeline.loop import new_state, refuse_changes
 from pipeline.minibatches import total_nimg_of
 from pipeline.options import ConfigError, refuse_secret
-from pipeline.ray_environment import JOB_VARIABLE
 from pipeline.tracking import default_uri
 
 logger = logging.getLogger(__name__)
@@ -183,15 +182,10 @@ def _lock(lock: IO[str], run_url: str) -> None:
 
 
 def _absolute(option: str, url: str) -> str:
-    if not url or "://" in url:
-        return url
-    path = Path(url).expanduser()
-    if JOB_VARIABLE in os.environ and not path.is_absolute():
-        raise ConfigError(
-            f"{option} is {url}, relative to a submitted job's folder, which Ray deletes; give an "
-            f"absolute path that all nodes see, or a URL"
-        )
-    return str(path.absolute())
+    try:
+        return ray_start.absolute(option, url)
+    except ValueError as err:
+        raise ConfigError(str(err)) from err
 
 
 def _absolute_uri(option: str, uri: str) -> str:

@@ -24,10 +24,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from data_prep import ray_start
 from data_prep.manifest import DigestError
 from data_prep.storage import StorageError
 from pipeline import config as configs
-from pipeline import ray_environment
 from pipeline.mlflow_client import TrackingError
 from pipeline.registry import RegistryError
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             show(config, Console(width=None if console.is_terminal else 100))
             return 0
-        ray_environment.prepare()
+        ray_start.prepare()
         from pipeline.driver import Driver
 
         Driver(config, console).run()

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from data_prep.images import ImageConfig
-from data_prep.job import JobConfig, run_job
+from data_prep.job import run_job
+from data_prep.job_config import JobConfig
 from data_prep.manifest import Manifest
 
 

@@ -87,7 +87,15 @@ class RayCluster:
             kill_tree(self.process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def submit(self, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def processes(self) -> list[psutil.Process]:
+        """The node and all that it has started."""
+        assert self.process is not None
+        node = psutil.Process(self.process.pid)
+        return [node, *node.children(recursive=True)]
+
+    def submit(
+        self, *arguments: str, program: str = "pipeline/train.py", timeout_s: float = 240
+    ) -> subprocess.CompletedProcess[str]:
         """The user's command: `ray job submit --working-dir . -- python pipeline/train.py …`."""
         command = [
             RAY,
@@ -97,7 +105,7 @@ class RayCluster:
             ".",
             "--",
             "python",
-            "pipeline/train.py",
+            *program.split(),
             *arguments,
         ]
         return subprocess.run(

@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_prep import storage
 from data_prep.images import ImageConfig
-from data_prep.job import JobConfig, JobReport, run_job
+from data_prep.job import JobReport, run_job
+from data_prep.job_config import JobConfig
 from data_prep.manifest import (
     Manifest,
     ShardIndex,

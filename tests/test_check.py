@@ -74,7 +74,8 @@ def test_nothing_is_wrong_with_what_the_job_made(copy, good_set):
 )
 def test_nothing_is_wrong_with_other_channels_shapes_and_encodings(options, tmp_path):
     from data_prep.images import ImageConfig
-    from data_prep.job import JobConfig, run_job
+    from data_prep.job import run_job
+    from data_prep.job_config import JobConfig
 
     source = make_folder(tmp_path / "images", 3, side=32)
     config = ImageConfig(resolution=32, **options)

@@ -21,7 +21,8 @@ from rich.console import Console
 from data_prep.__main__ import main
 from data_prep.doctor import DoctorConfig, examine
 from data_prep.images import ImageConfig
-from data_prep.job import JobConfig, run_job
+from data_prep.job import run_job
+from data_prep.job_config import JobConfig
 from tests.small_sets import image_array, image_bytes, make_folder
 from tests.test_images import (
     DEEP,

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from data_prep.images import ImageConfig
-from data_prep.job import JobConfig, run_job
+from data_prep.job import run_job
+from data_prep.job_config import JobConfig
 from data_prep.manifest import DigestError, Manifest
 from pipeline import bundle as bundles
 from pipeline import estimators, features, metric, weights

@@ -7,11 +7,11 @@ import pytest
 
 from data_prep import storage
 from data_prep.manifest import DigestError
+from data_prep.ray_start import JOB_VARIABLE
 from pipeline.checkpoint import Checkpoints
 from pipeline.loop import train
 from pipeline.options import ConfigError
 from pipeline.preflight import absolute, claimed, local_folder, preflight, tracking_uri
-from pipeline.ray_environment import JOB_VARIABLE
 from tests.test_loop import OPTIONS, Recorder, tiny_config
 
 SHORT = {**OPTIONS["schedule"], "total_kimg": 0.048}

@@ -1,6 +1,7 @@
 """The levels of a data set: those of the official exporter, bit for bit."""
 
 import tarfile
+from importlib import resources
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 from data_prep.images import ImageConfig
-from data_prep.job import JobConfig, run_job
+from data_prep.job import run_job
+from data_prep.job_config import JobConfig
 from data_prep.manifest import Manifest
 from data_prep.pyramid import encode, encoding, level_sizes, pyramid, resolutions
 from pipeline.loader import Loader, LoaderConfig, decode
@@ -186,3 +188,25 @@ def test_a_resolution_that_is_no_power_of_two_in_the_range_is_refused(resolution
 def test_resolutions_go_from_4_px_to_the_full_one():
     assert resolutions(4) == [4]
     assert resolutions(64) == [4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize(("suffix", "most"), [("bmp", 1.4), ("png", 1.42)])
+def test_all_lossless_levels_of_photographs_take_at_most_1_4_times_the_full_one(
+    suffix, most, tmp_path
+):
+    """At 256 px, tars and indices; a little more where the sources are optimized PNGs and kept."""
+    rng = np.random.default_rng(0)
+    for name in ("china", "flower"):
+        with Image.open(resources.files("sklearn.datasets.images") / f"{name}.jpg") as photograph:
+            for number in range(8):
+                side = int(rng.integers(300, 428))
+                left, top = rng.integers(0, 640 - side), rng.integers(0, 428 - side)
+                part = photograph.crop((left, top, left + side, top + side))
+                part = part.resize((256, 256), LANCZOS)
+                part.save(tmp_path / f"{name}-{number}.{suffix}", optimize=True)
+
+    manifest = shard(tmp_path, tmp_path / "data", resolution=256, samples_per_shard=0).manifest
+
+    shards = [shard for level in manifest.levels for shard in level.shards]
+    total = sum(shard.bytes + shard.index_bytes for shard in shards)
+    assert manifest.levels[-1].bytes < total <= most * manifest.levels[-1].bytes

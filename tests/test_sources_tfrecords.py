@@ -17,7 +17,7 @@ from data_prep.sources import Listing, SourceError, list_source
 from data_prep.sources.crc32c import crc32c, masked_crc32c
 from tests import goldens
 from tests.small_sets import expected_images, image_array, shard
-from tests.source_forms import TFRECORDS
+from tests.source_forms import TFRECORDS, tfrecords
 
 GOLDEN_TFRECORDS = [
     (name, folder)
@@ -141,32 +141,9 @@ def test_pyramids_of_grey_tfrecords_are_read(tmp_path):
     """One channel, and values packed or not, as protobuf leaves it to the writer."""
     image = image_array(1)[:, :, :1]
     for packed in (True, False):
-        record = _example(image.transpose(2, 0, 1), packed=packed)
-        head = len(record).to_bytes(8, "little")
-        (tmp_path / "x-r04.tfrecords").write_bytes(
-            head
-            + masked_crc32c(head).to_bytes(4, "little")
-            + record
-            + masked_crc32c(record).to_bytes(4, "little")
-        )
+        tfrecords(tmp_path, [image], packed=packed)
 
         images = _images(list_source(tmp_path, tmp_path))
 
         np.testing.assert_array_equal(images[0], image.transpose(2, 0, 1))
         assert pyramid(image)[-1].shape == (16, 16, 1)
-
-
-def _example(image: np.ndarray, *, packed: bool) -> bytes:
-    def field(number: int, content: bytes) -> bytes:
-        length = len(content)
-        size = bytes([length & 0x7F | 0x80, length >> 7]) if length > 127 else bytes([length])
-        return bytes([number << 3 | 2]) + size + content
-
-    numbers = (bytes([n]) for n in image.shape)
-    shape = field(1, b"".join(numbers)) if packed else b"".join(b"\x08" + n for n in numbers)
-    data = field(1, image.tobytes())
-    features = b"".join(
-        field(1, field(1, name) + field(2, field(kind, value)))
-        for name, kind, value in ((b"shape", 3, shape), (b"data", 1, data))
-    )
-    return field(1, features)

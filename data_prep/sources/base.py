@@ -86,6 +86,11 @@ class Source(ABC):
                 raise
             raise BadImageError(f"cannot be read: {err}") from err
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Paths and URLs that it reads."""
+        return (self.url,)
+
     @abstractmethod
     def _read(self, entry: Entry) -> bytes: ...
 

@@ -31,6 +31,11 @@ class Several(Source):
 
     parts: tuple[Source, ...]
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Paths and URLs of all of them."""
+        return tuple(place for part in self.parts for place in part.places)
+
     def _read(self, entry: Entry) -> bytes:
         return self.parts[entry.part].read(entry)
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from data_prep import storage
 from data_prep.images import ImageConfig
-from data_prep.job import JobConfig, run_job
+from data_prep.job import run_job
+from data_prep.job_config import JobConfig
 from tests.benchmarks.loading_ways import SHARDS, WAYS
 from tests.benchmarks.machine import Figures, describe, spread
 from tests.benchmarks.peers import FOLDER, run

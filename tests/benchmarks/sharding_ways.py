@@ -40,7 +40,8 @@ def one_level_of(path: str) -> bytes:
 
 def ours(source: Path, dest: Path, processes: int, *, levels: str = "full") -> None:
     from data_prep.images import ImageConfig
-    from data_prep.job import JobConfig, run_job
+    from data_prep.job import run_job
+    from data_prep.job_config import JobConfig
 
     image = ImageConfig(resolution=SIDE, levels=levels)
     config = JobConfig(
