@@ -67,46 +67,52 @@ def table(
     first = rows[0][0]
     factor = max(1, -(-at_least_px // first.shape[2]))
     height_px, width_px = (int(side) * factor for side in first.shape[1:])
-    font = _font(max(9, min(14, width_px // 6)))
-    title_font = _font(max(11, min(40, width_px // 7)))
-    text_px = _height(font) + 2 if any(any(row) for row in labels) else 0
+    label_font = font(max(9, min(14, width_px // 6)))
+    title_font = font(max(11, min(40, width_px // 7)))
     title_px = _height(title_font) + 4
     gap_px = 4 * margin_px if corner else 0
-    x0, y0 = margin_px + title_px * bool(left), margin_px + title_px * bool(top)
-    step_x, step_y = width_px + margin_px, height_px + text_px + margin_px
+    x0, step_x = margin_px + title_px * bool(left), width_px + margin_px
+
+    # Where each row begins, and the end of the last.
+    starts = [margin_px + title_px * bool(top)]
+    for r in range(len(rows)):
+        text_px = _height(label_font) + 2 if r < len(labels) and any(labels[r]) else 0
+        starts.append(starts[-1] + height_px + text_px + margin_px + gap_px * (r == 0))
     columns = max(len(row) + (corner and index == 0) for index, row in enumerate(rows))
-    size = (x0 + columns * step_x + gap_px, y0 + len(rows) * step_y + gap_px)
+    size = (x0 + columns * step_x + gap_px, starts[-1])
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for r, row in enumerate(rows):
-        y = y0 + r * step_y + (gap_px if r else 0)
+        words = labels[r] if r < len(labels) else ()
         for c, tensor in enumerate(row, start=int(corner and r == 0)):
             x = x0 + c * step_x + (gap_px if c else 0)
             image = to_image(tensor).resize((width_px, height_px), Image.Resampling.NEAREST)
-            canvas.paste(image, (x, y))
-            if text_px and r < len(labels) and c < len(labels[r]):
-                middle = (x + width_px / 2, y + height_px + 2)
-                draw.text(middle, labels[r][c], fill=_INK, font=font, anchor="ma")
+            canvas.paste(image, (x, starts[r]))
+            if c < len(words):
+                middle = (x + width_px / 2, starts[r] + height_px + 2)
+                draw.text(middle, words[c], fill=_INK, font=label_font, anchor="ma")
     if top:
         start_x = x0 + (step_x + gap_px if corner else 0)
         draw.text(((start_x + size[0]) / 2, 2), top, fill=_INK, font=title_font, anchor="ma")
-    at = y0 + (step_y + gap_px if corner else 0)
+    r = int(corner)
     for title, count in left:
-        upwards = Image.new("RGB", (count * step_y, title_px), BACKGROUND)
-        middle = (count * step_y / 2, 2)
+        length_px = starts[r + count] - starts[r]
+        upwards = Image.new("RGB", (length_px, title_px), BACKGROUND)
+        middle = (length_px / 2, 2)
         ImageDraw.Draw(upwards).text(middle, title, fill=_INK, font=title_font, anchor="ma")
-        canvas.paste(upwards.rotate(90, expand=True), (margin_px, at))
-        at += count * step_y
+        canvas.paste(upwards.rotate(90, expand=True), (margin_px, starts[r]))
+        r += count
     return canvas
 
 
-def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own, of this size."""
     return ImageFont.load_default(size=size_px)
 
 
-def _height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+def _height(of: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
     """Of a line with ascenders and descenders, in pixels."""
-    return math.ceil(font.getbbox("Ág")[3]) + 2
+    return math.ceil(of.getbbox("Ág")[3]) + 2
 
 
 def sheet(images: Tensor, *, columns: int = 0) -> Image.Image:

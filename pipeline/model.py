@@ -14,18 +14,21 @@ Legend: n images, c h w, l layers, z w latent sizes, d label components.
 from collections.abc import Sequence
 from typing import get_args
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from data_prep import storage
 from pipeline import bundle as bundles
-from pipeline import grids
+from pipeline import grids, weights
 from pipeline.bundle import Bundle
 from pipeline.checkpoint import Checkpoints
 from pipeline.marker import MARKER
-from stylegan import sample
+from stylegan import projection, sample
+from stylegan.metrics.lpips import LPIPS
 from stylegan.objective import Precision, autocast
+from stylegan.projection import Projection, ProjectionConfig, Watch
 from stylegan.sample import Noise
 
 Labels = int | Tensor | None
@@ -33,6 +36,7 @@ Labels = int | Tensor | None
 
 _TOGETHER = 8
 """Images per call of the network, whose feature maps take memory."""
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _PICKLES = (".pkl", ".pkl.gz")
 
 
@@ -167,6 +171,48 @@ class Model:
         if isinstance(layers, str) and self.layers > 1:
             layers = sample.style_layers(self.Gs, layers)
         return sample.mix(a, b, layers=range(0) if isinstance(layers, str) else layers)
+
+    def project(
+        self,
+        images: Tensor,
+        *,
+        config: ProjectionConfig | None = None,
+        label: int | None = None,
+        weights_url: str | None = None,
+        watch: Watch | None = None,
+    ) -> Projection:
+        """Styles and noise of images, uint8 [n c h w] of the model's size (`to_bytes` makes them).
+
+        Needs the weights of LPIPS, which `make weights` fetches.
+
+        Args:
+            images: Targets.
+            config: Space, steps and the rest; None = w, 1000 steps, as in the paper.
+            label: Class of all, where the network has labels.
+            weights_url: File with the weights of LPIPS, if they are elsewhere.
+            watch: Sees the number and the images of every step.
+        """
+        lpips = LPIPS(weights.load("lpips-vgg16", url=weights_url), net="vgg16").to(self.device)
+        return projection.project(
+            self.Gs,
+            images,
+            lpips=lpips,
+            config=config,
+            label=self._labels(label, 1),
+            lod=self.lod,
+            watch=watch,
+        )
+
+    def to_bytes(self, image: Image.Image) -> Tensor:
+        """A picture as a target of `project`, uint8 [1 c h w]: its middle square, resized."""
+        side, short = self.resolution, min(image.size)
+        left, top = (image.width - short) // 2, (image.height - short) // 2
+        square = image.convert(_MODES[self.Gs.config.channels]).crop(
+            (left, top, left + short, top + short)
+        )
+        square = square.resize((side, side), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.array(square).reshape(side, side, -1))
+        return pixels.permute(2, 0, 1)[None].contiguous()
 
     def to_pil(self, images: Tensor) -> list[Image.Image]:
         """Images as bytes or in [-1, 1], [n c h w], for everything that draws and saves."""

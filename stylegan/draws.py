@@ -54,6 +54,9 @@ class Purpose(IntEnum):
     FAKE_DROPOUT = 14
     EVAL_MIX = 15
     EVAL_PATH = 16
+    PROJECTION_Z = 17
+    PROJECTION_W = 18
+    PROJECTION_NOISE = 19
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

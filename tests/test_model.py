@@ -1,7 +1,9 @@
 """The Python API: what a generator does, whatever kind it is and wherever it comes from."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from pipeline.registry import load
 from stylegan import sample
 from tests import generators
 from tests.networks import networks
+
+ROOT = Path(registry.__file__).parents[1]
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -141,7 +145,10 @@ def test_gradients_reach_the_styles(model):
     assert ws.grad.abs().sum(dim=(0, 2)).min() > 0
 
 
-def test_a_model_is_loaded_from_the_registry_a_folder_and_a_bucket(s3, pulled, tmp_path):
+def test_a_model_is_loaded_from_the_registry_a_folder_and_a_bucket(
+    s3, pulled, tmp_path, monkeypatch
+):
+    """And the README's example, from pull to a mixed image, does what it says."""
     from data_prep import storage
     from pipeline.tracking import Tracker, TrackingConfig
 
@@ -162,6 +169,16 @@ def test_a_model_is_loaded_from_the_registry_a_folder_and_a_bucket(s3, pulled, t
     assert torch.equal(load(f"{s3.url}/model").sample([3]), expected)
     for url in (committed.url, f"{s3.url}/run"):
         assert load(url).sample([3]).shape == (1, 3, 16, 16)
+
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(example.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("http://mlflow:5000", uri), {})
+    model = Model(bundle)
+    mixed = model.mix(model.styles([3]), model.styles([7]), layers="coarse")
+    with Image.open("mixed.png") as image:
+        drawn = np.asarray(image)
+    np.testing.assert_array_equal(drawn, np.asarray(model.to_pil(model.synthesis(mixed))[0]))
 
 
 WITHOUT_RAY_AND_MLFLOW = """

@@ -17,10 +17,19 @@ from collections.abc import Sequence
 
 from data_prep.manifest import DigestError
 from pipeline import registry
-from pipeline.generate import arithmetic, images, mix
+from pipeline.generate import (
+    arithmetic,
+    figures,
+    images,
+    interpolate,
+    mix,
+    noise,
+    project,
+    truncation,
+)
 from pipeline.generate.options import Parser
 
-COMMANDS = (images, mix, arithmetic)
+COMMANDS = (images, mix, truncation, noise, interpolate, arithmetic, project, figures)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

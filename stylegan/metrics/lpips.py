@@ -9,7 +9,7 @@ channel and averaged over places; the distance is the sum over layers.
 Legend: n pairs, c h w, k channels of a layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -62,27 +62,44 @@ class LPIPS(nn.Module):
         for name, values in (("shift", SHIFT), ("scale", SCALE)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
-    @torch.no_grad()
     def forward(
         self, a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]
     ) -> Float32[Tensor, " n"]:
-        least = LEAST_PX[self.net]
-        if a.shape != b.shape or a.shape[1] not in (1, 3) or min(a.shape[2:]) < least:
+        if a.shape != b.shape:
             raise ValueError(
-                f"images are {tuple(a.shape)} and {tuple(b.shape)}; LPIPS with {self.net} takes "
-                f"two equal batches [n, 3 or 1, h, w] with h and w of at least {least}"
+                f"images are {tuple(a.shape)} and {tuple(b.shape)}; LPIPS takes two equal batches"
             )
-        # Side by side: both of a pair go through the same kernels.
-        x = torch.cat([a, b]).float().expand(-1, 3, -1, -1) / (255 / 2) - 1
-        x = (x - self.shift) / self.scale
         total = torch.zeros(len(a), device=a.device)
-        for stage, weights in zip(self.stages, self.lin, strict=True):
-            x = stage(x)
-            unit = x / (x.square().sum(dim=1, keepdim=True).sqrt() + _EPS)
+        # Side by side: both of a pair go through the same kernels.
+        for unit, weights in zip(self._units(torch.cat([a, b])), self.lin, strict=True):
             first, second = unit.chunk(2)
             difference = (first - second).square().mean(dim=(2, 3))  # [n, k]
             total = total + difference @ weights
         return total
+
+    def embed(self, images: Float[Tensor, "n c h w"]) -> Float32[Tensor, "n k"]:
+        """Vectors whose squared distances are LPIPS, for a target that is met again and again."""
+        parts = []
+        for unit, weights in zip(self._units(images), self.lin, strict=True):
+            scale = (weights.clamp(min=0) / (unit.shape[2] * unit.shape[3])).sqrt()
+            parts.append((unit * scale[:, None, None]).flatten(1))
+        return torch.cat(parts, dim=1)
+
+    def _units(self, images: Float[Tensor, "n c h w"]) -> Iterator[Float[Tensor, "n k _ _"]]:
+        """Features of each layer, of length 1 at every place."""
+        least = LEAST_PX[self.net]
+        if images.shape[1] not in (1, 3) or min(images.shape[2:]) < least:
+            raise ValueError(
+                f"images are {tuple(images.shape)}; LPIPS with {self.net} takes [n, 3 or 1, h, w] "
+                f"with h and w of at least {least}"
+            )
+        x = images.float().expand(-1, 3, -1, -1) / (255 / 2) - 1
+        x = (x - self.shift) / self.scale
+        for stage in self.stages:
+            x = stage(x)
+            # The root has no derivative at 0, where all features are off.
+            length = x.square().sum(dim=1, keepdim=True).clamp(min=1e-30).sqrt()
+            yield x / (length + _EPS)
 
 
 def vgg16_stages() -> list[list[nn.Module]]:
