@@ -12,15 +12,18 @@ so the digest in the marker is a fingerprint of the state.
     checkpoints.save(state.tensors(), state.scalars(), nimg=64000, attempt=0)  # returns at once
     checkpoint, tensors, scalars = checkpoints.load_latest()
 
+A store that is away does not stop the training: what is on its way is tried again and again, and
+saves that find no room meanwhile are left out. Only the last one has to succeed.
+
 One process of a run saves; any number may read.
 """
 
 import json
 import logging
 import re
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +44,7 @@ from pipeline.marker import (
     write_file,
     write_marker,
 )
+from pipeline.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +63,11 @@ class CheckpointConfig:
     keep_every_kimg: float = 0
     """Besides, the first one after every so many thousands of images; 0 for none."""
     in_flight: int = 2
-    """Checkpoints in memory and on their way at a time; one more save waits."""
+    """Checkpoints in memory and on their way at a time."""
+    wait_s: float = 10
+    """Seconds that a save waits for room among them before it is left out."""
+    patience_s: float = 3600
+    """Seconds for which a store may be away before the run fails."""
 
     def __post_init__(self) -> None:
         if self.keep_last < 1:
@@ -70,6 +78,9 @@ class CheckpointConfig:
             )
         if self.in_flight < 1:
             raise ValueError(f"in_flight is {self.in_flight}; allow at least 1")
+        for name in ("wait_s", "patience_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose 0 or more seconds")
 
 
 LoadedCheckpoint = tuple[CommittedCheckpoint, dict[str, Tensor], dict[str, Any]]
@@ -96,8 +107,7 @@ class Checkpoints:
         self.url = storage.join(run_url, "checkpoints")
         self.config = config or CheckpointConfig()
         self._keep = keep
-        self._pool: ThreadPoolExecutor | None = None
-        self._pending: deque[Future[CommittedCheckpoint]] = deque()
+        self._uploads = Uploads(limit=self.config.in_flight, patience_s=self.config.patience_s)
 
     def save(
         self,
@@ -106,7 +116,9 @@ class Checkpoints:
         *,
         nimg: int,
         attempt: int,
-    ) -> Future[CommittedCheckpoint]:
+        beside: Mapping[str, bytes] | None = None,
+        must: bool = False,
+    ) -> Future[CommittedCheckpoint] | None:
         """Copy the state to host memory and commit it in the background.
 
         Args:
@@ -114,27 +126,37 @@ class Checkpoints:
             scalars: What JSON can hold.
             nimg: Images shown.
             attempt: Rollbacks so far.
+            beside: Contents by URL that are written before the marker.
+            must: Wait for room for as long as it takes.
 
         Returns:
-            What becomes the committed checkpoint; an error also surfaces at the next `save` or
-            `wait`.
-
-        Raises:
-            StorageError: An earlier save failed; the run goes on if the caller does.
+            What becomes the committed checkpoint, or None if too many are on their way: a store
+            that is away or slow must not stop the training.
         """
-        self._settle(limit=self.config.in_flight - 1)
         state = _state_json(scalars)
-        groups = _host_copy(tensors)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         folder = f"{attempt:03d}-{nimg:012d}"
-        future = self._pool.submit(self._commit, folder, groups, state.encode())
-        self._pending.append(future)
-        return future
+        if not self._uploads.room(timeout_s=None if must else self.config.wait_s):
+            logger.warning(
+                "checkpoint %s is left out: %d are on their way to %s, which is away or slow",
+                folder,
+                self.config.in_flight,
+                self.url,
+            )
+            return None
+        groups = _host_copy(tensors)
+
+        def commit() -> CommittedCheckpoint:
+            return self._commit(folder, groups, state.encode(), beside or {})
+
+        return self._uploads.submit(commit, f"checkpoint {folder}")
 
     def wait(self) -> None:
-        """Return once all saves are committed; raises what the first failed one raised."""
-        self._settle(limit=0)
+        """Return once all saves are committed; raises what the last one raised if it was not."""
+        self._uploads.finish()
+
+    def abandon(self) -> None:
+        """The training has failed: what is not committed by now need not be."""
+        self._uploads.abandon()
 
     def retain(self) -> None:
         """Delete what need not be kept any more; every save does."""
@@ -224,16 +246,15 @@ class Checkpoints:
         scalars: dict[str, Any] = json.loads(read_file(checkpoint, STATE))
         return tensors, scalars
 
-    def _settle(self, *, limit: int) -> None:
-        """Wait until at most `limit` saves are pending; raise what a finished one raised."""
-        while self._pending and (len(self._pending) > limit or self._pending[0].done()):
-            self._pending.popleft().result()
-
     def _folders(self) -> Sequence[str]:
         return sorted(filter(_FOLDER.fullmatch, storage.listdir(self.url)), key=_parse)
 
     def _commit(
-        self, folder: str, groups: dict[str, dict[str, Tensor]], state: bytes
+        self,
+        folder: str,
+        groups: Mapping[str, dict[str, Tensor]],
+        state: bytes,
+        beside: Mapping[str, bytes],
     ) -> CommittedCheckpoint:
         url = storage.join(self.url, folder)
         there = _intact(url, groups, state)
@@ -242,9 +263,11 @@ class Checkpoints:
         self._remove(url)  # what a save that was killed, or damaged later, has left
 
         # Files, one in memory at a time.
+        for other, content in beside.items():
+            storage.write_atomic(other, content)
         files: dict[str, CommittedFile] = {}
         for group in sorted(groups):
-            content = safetensors.torch.save(groups.pop(group))
+            content = safetensors.torch.save(groups[group])
             files[group + SUFFIX] = write_file(url, group + SUFFIX, content)
             del content
         files[STATE] = write_file(url, STATE, state)

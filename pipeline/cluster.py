@@ -5,26 +5,50 @@ never called: a failed upload in Ray's path would end the group.
 """
 
 import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
 import torch
+import torch.distributed as dist
 
 from pipeline import config as configs
 from pipeline.config import TrainConfig
-from pipeline.loop import Commit, Tick, train
+from pipeline.loop import train
+from pipeline.observer import Commit, Tick
 from pipeline.options import ConfigError
+from pipeline.pulse import Beat, Pulse
 
 logger = logging.getLogger(__name__)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-LASTING = (ValueError,)
-"""What a restart does not mend: requests that cannot be met, damaged data, images, JSON."""
+LASTING = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    NotImplementedError,
+    torch.OutOfMemoryError,
+)
+"""What a restart does not mend: requests that cannot be met, damaged data or images, bugs."""
+
+
+_BEATS = 8
+"""Reports in the time after which a rank counts as silent."""
+_LOOK_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +56,27 @@ class Message:
     """Something a worker tells the driver."""
 
     kind: str
-    """began, tick, committed, log or failed."""
+    """began, tick, committed, log, beat or failed."""
     content: Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What the driver wants of a rank, the answer to its report."""
+
+    stop: bool = False
+    """Commit and end, at the next opportunity of all ranks."""
+    restart: bool = False
+    """End now: the group has to be started again."""
+
+
 class Mailbox:
-    """An actor that keeps messages until the driver takes them."""
+    """An actor that keeps messages until the driver takes them, and hands out its orders."""
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
+        self._stop = False
+        self._restart = ""
 
     def put(self, message: Message) -> None:
         """Add one."""
@@ -50,6 +86,19 @@ class Mailbox:
         """All since the last call."""
         messages, self._messages = self._messages, []
         return messages
+
+    def beat(self, beat: Beat) -> Orders:
+        """A rank reports what it does."""
+        self.put(Message(kind="beat", content=beat))
+        return Orders(stop=self._stop, restart=self._restart == beat.group)
+
+    def order_stop(self) -> None:
+        """All groups shall commit and end."""
+        self._stop = True
+
+    def order_restart(self, group: str) -> None:
+        """The processes of this group shall end at once."""
+        self._restart = group
 
 
 class MailboxObserver:
@@ -103,7 +152,8 @@ def use_gpus(config: TrainConfig, *, gpus: float, cpus: float) -> bool:
     """
     use = config.device == "cuda" or (config.device == "auto" and gpus > 0)
     have, kind = (gpus, "GPUs") if use else (cpus, "CPUs")
-    if have < config.workers:
+    least, _ = config.worker_range
+    if have < least:
         besides = ", or train on CPUs with device=cpu" if use else ""
         raise ConfigError(
             f"workers is {config.workers}, but the cluster has {have:.0f} {kind}; set "
@@ -113,12 +163,17 @@ def use_gpus(config: TrainConfig, *, gpus: float, cpus: float) -> bool:
 
 
 def mailbox() -> Any:
-    """A new mailbox on this machine's node or any other."""
-    return ray.remote(num_cpus=0, max_restarts=0)(Mailbox).remote()
+    """A new mailbox on the driver's node, with which it may die, and with no other."""
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return ray.remote(num_cpus=0, label_selector=here)(Mailbox).remote()
 
 
-def train_worker(payload: Mapping[str, Any]) -> None:
-    """Body of each worker of the group: torch's process group is up, the rank is known."""
+def train_worker(payload: Mapping[str, Any]) -> int:
+    """Body of each worker of the group: torch's process group is up, the rank is known.
+
+    Returns:
+        Images shown.
+    """
     import ray.train.torch
 
     rank = ray.train.get_context().get_world_rank()
@@ -130,12 +185,61 @@ def train_worker(payload: Mapping[str, Any]) -> None:
         device = ray.train.torch.get_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        train(config, observer=MailboxObserver(box), tracking_run_id=payload["tracking_run_id"])
+        pulse = Pulse(config.watchdog)
+        _watched(pulse, box)
+        return train(
+            config,
+            observer=MailboxObserver(box),
+            tracking_run_id=payload["tracking_run_id"],
+            pulse=pulse,
+        )
     except LASTING as err:
-        ray.get(box.put.remote(Message(kind="failed", content=str(err))))
+        content = str(err) if isinstance(err, ValueError) else f"{type(err).__name__}: {err}"
+        ray.get(box.put.remote(Message(kind="failed", content=content)))
         raise
     finally:
         logging.getLogger().removeHandler(handler)
+
+
+def _watched(pulse: Pulse, box: Any) -> None:
+    """Report to the mailbox from now on, and obey; in threads that end with the process."""
+    group = [uuid.uuid4().hex]
+    dist.broadcast_object_list(group)
+    rank, world, host = dist.get_rank(), dist.get_world_size(), socket.gethostname()
+
+    def beat() -> None:
+        while True:
+            phase, phase_s, limit_s, nimg = pulse.place()
+            collectives, collective = pulse.collective()
+            report = Beat(
+                group=group[0],
+                rank=rank,
+                world=world,
+                host=host,
+                pid=os.getpid(),
+                phase=phase,
+                phase_s=phase_s,
+                limit_s=limit_s,
+                nimg=nimg,
+                collectives=collectives,
+                collective=collective,
+            )
+            with suppress(ray.exceptions.RayError):  # without a driver there are no orders
+                orders = ray.get(box.beat.remote(report), timeout=pulse.config.silent_s)
+                if orders.restart:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if orders.stop:
+                    pulse.stop.set()
+            time.sleep(pulse.config.silent_s / _BEATS)
+
+    def heed_preemption() -> None:
+        with suppress(ray.exceptions.RayError):
+            while ray.train.get_preemption_info() is None:  # a barrier of these threads
+                time.sleep(_LOOK_S)
+            pulse.stop.set()
+
+    for target in (beat, heed_preemption):
+        threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
 
 def fan_out(

@@ -14,18 +14,21 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from data_prep.manifest import Manifest
 from pipeline import options
 from pipeline.checkpoint import CheckpointConfig
+from pipeline.divergence import DivergenceConfig
 from pipeline.evaluation_config import EvaluationConfig
 from pipeline.loader import LoaderConfig
-from pipeline.names import check_alias, check_name
+from pipeline.names import check_name
 from pipeline.options import ConfigError
+from pipeline.pulse import WatchdogConfig
+from pipeline.sections import DataConfig, NetworkConfig, RayConfig, RegistryConfig
 from pipeline.tracking import TrackingConfig, flatten
 from stylegan.draws import Draws
 from stylegan.networks import family
@@ -34,68 +37,6 @@ from stylegan.optimizer import OptimizerConfig
 from stylegan.schedule import ScheduleConfig, phases
 from stylegan.split import Split, refusal
 from stylegan.step import StepConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images are shown."""
-
-    url: str
-    """Folder or URL of a data set made by `python -m data_prep shard`."""
-    mirror: bool = False
-    """Flip a keyed half of the images left to right."""
-
-    def __post_init__(self) -> None:
-        if not self.url:
-            raise ValueError("data.url is empty; name the folder or URL of a data set")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """G and D; what both share stands beside them."""
-
-    kind: Literal["gan", "dcgan", "pggan", "stylegan", "stylegan2"] = "stylegan"
-    """The paper: gan, dcgan, pggan, stylegan or stylegan2."""
-    resolution: int
-    """Width and height of the finished generator's images, in pixels."""
-    channels: int = 3
-    """Of the images; 3 is RGB."""
-    label_size: int = 0
-    """Length of the labels; 0 is unconditional."""
-    G: Annotated[family.GeneratorConfig, Field(discriminator="kind")]
-    """Generator."""
-    D: Annotated[family.DiscriminatorConfig, Field(discriminator="kind")]
-    """Discriminator."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegistryConfig:
-    """Where the finished generator is registered."""
-
-    name: str = ""
-    """Name of the registered model; empty for the run's name."""
-    alias: str = "champion"
-    """Alias that moves to a version only if it is better, like for like; empty for none."""
-
-    def __post_init__(self) -> None:
-        if self.name:
-            check_name(self.name, "registry.name")
-        if self.alias:
-            check_alias(self.alias, "registry.alias")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RayConfig:
-    """How Ray runs the group of workers."""
-
-    address: str = "auto"
-    """auto: the cluster of the job or of RAY_ADDRESS, else a local one; local: never another's."""
-    max_failures: int = 10
-    """Restarts of the group before the run fails."""
-
-    def __post_init__(self) -> None:
-        if self.max_failures < 0:
-            raise ValueError(f"ray.max_failures is {self.max_failures}; choose 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +49,9 @@ class TrainConfig:
     """Folder or URL for checkpoints, samples and cached statistics."""
     seed: int = 0
     """Of every random number."""
-    workers: int = 1
-    """Processes (GPUs) that train together; changes speed alone."""
+    workers: int | tuple[int, int] = 1
+    """Processes (GPUs) that train together; changes speed alone. [LEAST, MOST]: as many as there
+    are at each moment."""
     threads_per_worker: int = 1
     """Threads of torch in a worker; another value gives other last bits on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -132,13 +74,19 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
 
     def __post_init__(self) -> None:
         if not self.registry.name:
             check_name(self.name, "name")
-        for key in ("workers", "threads_per_worker"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}; choose at least 1")
+        least, most = self.worker_range
+        if not 1 <= least <= most:
+            raise ValueError(
+                f"workers is {self.workers}; choose at least 1, or [LEAST, MOST] in this order"
+            )
+        if self.threads_per_worker < 1:
+            raise ValueError(f"threads_per_worker is {self.threads_per_worker}; choose at least 1")
         Draws(seed=self.seed)  # refuses what would wrap
         if not 0 < self.commit_kimg < math.inf:
             raise ValueError(f"commit_kimg is {self.commit_kimg}; choose a positive number")
@@ -154,8 +102,13 @@ class TrainConfig:
             object.__setattr__(self, "schedule", full)
         self._check_split()
 
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
     def _check_split(self) -> None:
-        """See that every minibatch can be shared out, and its regularization."""
+        """See that every minibatch can be shared out among any number of workers there may be."""
         D, micro_batch = self.network.D, self.step.micro_batch
         if micro_batch and D.batch_statistics:
             raise ValueError(
@@ -163,9 +116,10 @@ class TrainConfig:
                 "minibatches; set step.micro_batch=0"
             )
         for phase in phases(self.schedule, resolution=self.network.resolution):
+            # What can be shared out among the most workers can be among fewer.
             reason = refusal(
                 phase.batch,
-                world=self.workers,
+                world=self.worker_range[1],
                 group=D.group,
                 micro_batch=micro_batch,
             )
@@ -185,10 +139,10 @@ class TrainConfig:
         """The random numbers of the run after so many rollbacks."""
         return Draws(seed=self.seed, attempt=attempt, fused=self.step.speed != "eager")
 
-    def split(self, rank: int) -> Split:
-        """The share of one worker."""
+    def split(self, rank: int, world: int) -> Split:
+        """The share of one worker of so many."""
         return Split(
-            world=self.workers,
+            world=world,
             rank=rank,
             group=self.network.D.group,
             micro_batch=self.step.micro_batch,
@@ -245,11 +199,13 @@ class TrainConfig:
         sections = (
             "schedule.tick_kimg",
             "checkpoint.",
+            "divergence.",
             "evaluation.",
             "loader.",
             "ray.",
             "registry.",
             "tracking.",
+            "watchdog.",
         )
         return {
             key: value
@@ -354,7 +310,8 @@ def _refuse_unknown(kind: type, options: Any, prefix: str) -> None:
                 f"unknown option {prefix}{key}{_near(str(key), known, prefix)}; "
                 f"choose from {', '.join(sorted(known))}"
             )
-        if isinstance(value, bool) and hints[key] in (int, float):
+        numbers = {hints[key], *get_args(hints[key])} & {int, float}
+        if isinstance(value, bool) and numbers and bool not in get_args(hints[key]):
             raise ConfigError(f"{prefix}{key} is {value}; it takes a number")
         section = _section(hints[key], options.get("kind", "stylegan"))
         if section is not None and value is not None:

@@ -13,17 +13,12 @@ through a mailbox; what they compute lies in the run's folder, from which any dr
 """
 
 import dataclasses
-import io
 import logging
 import threading
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import Future, wait
 
 import ray
-import ray.train
-import ray.train.torch
-from PIL import Image
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from rich.console import Console
 
 from data_prep import storage
@@ -35,23 +30,23 @@ from pipeline.bundle import from_checkpoint
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import TrainConfig
 from pipeline.evaluations import Evaluations
-from pipeline.loop import Commit
+from pipeline.group import fit
 from pipeline.marker import CommittedCheckpoint
 from pipeline.metric import MetricResult, comparable
+from pipeline.minibatches import total_nimg_of
 from pipeline.preflight import absolute, claimed, local_folder, preflight, tracking_uri
 from pipeline.progress import Display, display
+from pipeline.pump import Pump
 from pipeline.record import read_record, update_record
 from pipeline.result import Result
 from pipeline.revision import code_revision
+from pipeline.signals import stopping_by
+from pipeline.supervisor import supervise
 from pipeline.tracking import Status, Tracker
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.5
-
-
-class TrainingFailedError(RuntimeError):
-    """The group of workers failed for good; the message says why and what can be done."""
+_SIGNALS_S = 0.2
 
 
 class Driver:
@@ -60,8 +55,6 @@ class Driver:
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.config = absolute(config)
         self.console = console
-        self.failure = ""
-        """What a worker said that no restart will mend."""
 
     def run(self) -> Result:
         """Train, evaluate, register.
@@ -111,15 +104,17 @@ class Driver:
     def _run(self, tracker: Tracker, shown: Display) -> Result:
         config = self.config
         evaluations = Evaluations(config, tracker, shown)
-        shown.say(f"Ray starts with {config.workers} workers")
-        start_ray(config.ray.address, workers=config.workers)
+        start_ray(config.ray.address, workers=config.worker_range[1])
         evaluations.begin()
-        with _Pump(self, tracker, shown, evaluations) as pump:
-            self._fit(pump, tracker.run_id)
+        shown.say(f"Ray is up; {_counted(config.worker_range)} are started")
+        with Pump(config, tracker, shown, evaluations) as pump, stopping_by(pump.stopping.set):
+            nimg = self._train(pump, shown, tracker.run_id)
+        if nimg < total_nimg_of(config):
+            raise KeyboardInterrupt
         last = Checkpoints(config.run_url).latest()
         assert last is not None, "a training that ends has committed"
         evaluations.finish()
-        results = evaluations.results(last.nimg)
+        results = evaluations.results(last)
         registered = self._register(last, tracker, results, shown)
         first = evaluations.measurements.first()
         result = Result(
@@ -154,8 +149,8 @@ class Driver:
             tracker.log_file(name, content)
         shown.say(f"report    {storage.join(self.config.run_url, report.NAME)}")
 
-    def _fit(self, pump: "_Pump", tracking_run_id: str) -> None:
-        """Run the group of workers to the end of the training."""
+    def _train(self, pump: Pump, shown: Display, tracking_run_id: str) -> int:
+        """Run the group of workers to the end, whatever happens to it; images shown."""
         config = self.config
         payload = {
             "config": configs.to_dict(config),
@@ -165,32 +160,24 @@ class Driver:
         use_gpu = cluster.use_gpus(
             config, gpus=cluster.resource("GPU"), cpus=cluster.resource("CPU")
         )
-        callbacks: list[Any] = [StopOnLasting()]
-        trainer = ray.train.torch.TorchTrainer(
-            cluster.train_worker,
-            train_loop_config=payload,
-            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
-            run_config=RunConfig(
-                name="ray",
-                storage_path=config.run_url.removeprefix("file://"),
-                failure_config=FailureConfig(max_failures=config.ray.max_failures),
-                callbacks=callbacks,
-            ),
-        )
-        # Whatever Ray remembers of an earlier group: the state of a run is its checkpoints.
-        storage.delete(storage.join(config.run_url, "ray"), recursive=True)
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as err:
-            pump.take()
-            if self.failure:
-                raise TrainingFailedError(self.failure) from err
-            raise TrainingFailedError(
-                f"the workers failed more than {config.ray.max_failures} times: {err}; run the "
-                f"same command again to go on from the last checkpoint"
-            ) from err
-        finally:
-            storage.delete(storage.join(config.run_url, "ray"), recursive=True)
+
+        future: Future[int] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(
+                    supervise(
+                        lambda: fit(config, payload, use_gpu=use_gpu), config, pump, say=shown.say
+                    )
+                )
+            except BaseException as err:  # noqa: BLE001 (raised below)
+                future.set_exception(err)
+
+        # In a thread, because in the main one Ray would take Ctrl-C for itself.
+        threading.Thread(target=work, name="training", daemon=True).start()
+        while not wait([future], _SIGNALS_S).done:
+            pass
+        return future.result()
 
     def _register(
         self,
@@ -222,84 +209,9 @@ class Driver:
         return model
 
 
-class StopOnLasting(UserCallback):
-    """Ends a training at once where no restart would help."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise in the controller what a worker raised and will raise again."""
-        for err in worker_exceptions.values():
-            cause = getattr(err, "cause", None) or err
-            if isinstance(cause, cluster.LASTING):
-                raise cause
-
-
-class _Pump:
-    """Takes what the workers say and passes it on, in a thread, for the time of a `with`."""
-
-    def __init__(
-        self, driver: Driver, tracker: Tracker, shown: Display, evaluations: Evaluations
-    ) -> None:
-        self._driver = driver
-        self._tracker = tracker
-        self._shown = shown
-        self._evaluations = evaluations
-        self.box = cluster.mailbox()
-        """Where the workers put what they say."""
-        self._taking = threading.Lock()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="messages", daemon=True)
-
-    def __enter__(self) -> "_Pump":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.take()
-
-    def _work(self) -> None:
-        while not self._ended.wait(_POLL_S):
-            self.take()
-
-    def take(self) -> None:
-        """Pass on what has been said so far."""
-        with self._taking:
-            self._take()
-
-    def _take(self) -> None:
-        try:
-            messages = ray.get(self.box.take.remote(), timeout=30)
-        except ray.exceptions.RayError as err:
-            logger.warning("messages of the workers cannot be read: %s", err)
-            return
-        for message in messages:
-            try:
-                self._handle(message)
-            except Exception as err:  # noqa: BLE001 (reporting must not end a training)
-                logger.warning("%s could not be reported: %s", message.kind, err)
-
-    def _handle(self, message: cluster.Message) -> None:
-        content = message.content
-        if message.kind == "began":
-            self._shown.began(*content)
-        elif message.kind == "tick":
-            self._shown.tick(content)
-            self._tracker.log_tick(content.nimg, content.metrics)
-        elif message.kind == "committed":
-            self._committed(content)
-        elif message.kind == "failed":
-            self._driver.failure = content
-        else:
-            self._shown.say(content)
-
-    def _committed(self, commit: Commit) -> None:
-        checkpoint = commit.checkpoint
-        self._shown.committed(commit)
-        self._tracker.log_checkpoint(checkpoint.url, digest=checkpoint.digest, nimg=checkpoint.nimg)
-        grid = Image.open(io.BytesIO(storage.read_bytes(commit.samples_url)))
-        self._tracker.log_image(checkpoint.nimg, "samples", grid)
-        self._evaluations.offer(checkpoint)
+def _counted(worker_range: tuple[int, int]) -> str:
+    least, most = worker_range
+    return f"{most} worker{'s' * (most > 1)}" if least == most else f"{least} to {most} workers"
 
 
 def open_tracker(config: TrainConfig, uri: str) -> Tracker:

@@ -39,12 +39,12 @@ class Evaluations:
         self._tracker = tracker
         self._shown = shown
         self._queue: queue.Queue[CommittedCheckpoint | None] = queue.Queue()
-        self._results: dict[int, list[MetricResult]] = {}
+        self._results: dict[str, list[MetricResult]] = {}
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
         """Measure beside the training from now on, if the cluster has room."""
-        if cluster.resource("CPU") >= self.config.workers + self.config.evaluation.workers:
+        if cluster.resource("CPU") >= self.config.worker_range[1] + self.config.evaluation.workers:
             self._start()
 
     def offer(self, checkpoint: CommittedCheckpoint) -> None:
@@ -66,9 +66,9 @@ class Evaluations:
         self._thread.join()
         checkpoints.retain()
 
-    def results(self, nimg: int) -> Sequence[MetricResult]:
+    def results(self, checkpoint: CommittedCheckpoint) -> Sequence[MetricResult]:
         """Values with their fingerprints; none if nothing was measured there."""
-        return self._results.get(nimg, [])
+        return self._results.get(checkpoint.url, [])
 
     def _start(self) -> None:
         if self._thread is None:
@@ -77,7 +77,7 @@ class Evaluations:
 
     def _work(self) -> None:
         while (checkpoint := self._queue.get()) is not None:
-            if checkpoint.nimg in self._results:
+            if checkpoint.url in self._results:
                 continue
             try:
                 self._measure(checkpoint)
@@ -101,7 +101,7 @@ class Evaluations:
                 map=_in_tasks(config.workers),
             )
             self.measurements.write(checkpoint, results)
-        self._results[checkpoint.nimg] = results
+        self._results[checkpoint.url] = results
         self._report(checkpoint, results)
 
     def _report(self, checkpoint: CommittedCheckpoint, results: Sequence[MetricResult]) -> None:

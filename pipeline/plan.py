@@ -27,9 +27,9 @@ from rich.table import Table
 from data_prep.manifest import Manifest
 from data_prep.storage import StorageError
 from pipeline import config as configs
+from pipeline.beginning import choose_device, new_state
 from pipeline.config import TrainConfig
 from pipeline.footprint import footprint, largest_batch
-from pipeline.loop import choose_device, new_state
 from pipeline.memory import keep_freed_memory
 from pipeline.minibatches import total_nimg_of
 from pipeline.options import ConfigError
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rates = _rates(options, config, console)
         sizes, source = image_bytes(config)
         cluster = Cluster(
-            gpus=config.workers,
+            gpus=config.worker_range[1],
             memory_gib=options.gpu_memory,
             read_mb_s=options.read_mb_s,
             exchange_gb_s=options.exchange_gb_s,
@@ -275,9 +275,10 @@ def _images(config: TrainConfig, resolution: int) -> int:
 
 def _shares(config: TrainConfig, phase: Phase) -> list[list[int]]:
     """Of each worker, the images of a minibatch."""
+    world = config.worker_range[1]
     return [
-        [image for part in config.split(rank).parts(phase.batch) for image in part.tolist()]
-        for rank in range(config.workers)
+        [image for part in config.split(rank, world).parts(phase.batch) for image in part.tolist()]
+        for rank in range(world)
     ]
 
 

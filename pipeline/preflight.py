@@ -22,9 +22,9 @@ import torch
 from data_prep import ray_start, storage
 from data_prep.manifest import DigestError, Manifest
 from pipeline import config as configs
+from pipeline.beginning import new_state, refuse_changes
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import TrainConfig
-from pipeline.loop import new_state, refuse_changes
 from pipeline.minibatches import total_nimg_of
 from pipeline.options import ConfigError, refuse_secret
 from pipeline.tracking import default_uri

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from pipeline.loop import Commit, Tick
+from pipeline.observer import Commit, Tick
 
 
 class Display(Protocol):

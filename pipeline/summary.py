@@ -10,9 +10,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline import config as configs
+from pipeline.beginning import new_state
 from pipeline.config import TrainConfig
 from pipeline.footprint import footprint
-from pipeline.loop import new_state
 from pipeline.minibatches import total_nimg_of
 from pipeline.trial import levels
 from stylegan.networks.interface import Discriminator, DiscriminatorConfig, Generator
@@ -132,7 +132,8 @@ def _count(module: nn.Module) -> int:
 
 def _shares(config: TrainConfig, batch: int) -> list[int]:
     """Images of each worker, equal ones said once."""
+    world = config.worker_range[1]
     shares = [
-        sum(len(part) for part in config.split(rank).parts(batch)) for rank in range(config.workers)
+        sum(len(part) for part in config.split(rank, world).parts(batch)) for rank in range(world)
     ]
     return sorted(set(shares), reverse=True)

@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 import argparse
 import logging
+import signal
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -80,4 +81,5 @@ def _fail(code: int, err: Exception | str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from pipeline.beginning import new_state
 from pipeline.config import TrainConfig
-from pipeline.loop import new_state
 from pipeline.minibatches import Minibatch, RunDraws
 from stylegan.schedule import Phase, phases
 from stylegan.split import Split

@@ -12,9 +12,11 @@ On a bare GPU machine, several processes (one per GPU) are started by torchrun:
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -23,11 +25,15 @@ from rich.console import Console
 from data_prep.manifest import DigestError
 from data_prep.storage import StorageError
 from pipeline import config as configs
+from pipeline.config import TrainConfig
 from pipeline.loader import SampleError
 from pipeline.loop import train
+from pipeline.minibatches import total_nimg_of
 from pipeline.options import ConfigError
 from pipeline.preflight import absolute, claimed, preflight
 from pipeline.progress import display
+from pipeline.pulse import Pulse
+from pipeline.signals import stopping_by
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,20 +78,25 @@ def _run(presets: Sequence[str], overrides: Sequence[str]) -> None:
     config = absolute(configs.load(presets, [*overrides, f"workers={world}"]))
     preflight(config)
     with claimed(config) if rank == 0 else nullcontext():
-        _join(world, cuda=config.device != "cpu" and torch.cuda.is_available())
+        _join(config, world)
         console = Console(quiet=rank > 0)
-        with display(console) as shown:
+        pulse = Pulse(config.watchdog)
+        with display(console) as shown, stopping_by(pulse.stop.set):
             shown.say(f"{config.name}: workers={world}")
-            nimg = train(config, observer=shown)
+            nimg = train(config, observer=shown, pulse=pulse)
     console.print(f"trained to {nimg / 1000:.1f} kimg; checkpoints under {config.run_url}")
+    if nimg < total_nimg_of(config):
+        raise KeyboardInterrupt
 
 
-def _join(world: int, *, cuda: bool) -> None:
+def _join(config: TrainConfig, world: int) -> None:
     """Join the process group of torchrun, if there is one."""
+    cuda = config.device != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if world > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        timeout = timedelta(seconds=config.watchdog.collective_s)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
 
 
 def _fail(code: int, err: Exception | str) -> int:
@@ -94,4 +105,5 @@ def _fail(code: int, err: Exception | str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())

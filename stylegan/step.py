@@ -13,14 +13,12 @@ The order is StyleGAN's (D, average, G) for all networks; StyleGAN2's own code b
 Legend: n images, c h w.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from inspect import signature
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stylegan import losses
 from stylegan.average import update_average
 from stylegan.draws import D_STEP, G_STEP, PATH_STEP, DiscriminatorDraws, GeneratorDraws
+from stylegan.exchange import Sums, all_reduce, parallel
 from stylegan.objective import (
     DiscriminatorLoss,
     GeneratorLoss,
@@ -42,13 +41,6 @@ from stylegan.schedule import Phase
 from stylegan.speed import Speed, compile_blocks
 from stylegan.split import Split
 from stylegan.state import TrainState
-
-# torch 2.13 gave DDP's option another name.
-_SYNC_BUFFERS = (
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
-    else "broadcast_buffers"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,11 +144,15 @@ class TrainingStep:
         if loss.G_interval:
             self._modules["path"] = PathLengths(G, precision=precision)
         self._wrapped: dict[str, nn.Module] = {}
+        self.rebuilt: set[str] = set()
+        """Losses that have gone backward since they were wrapped: DDP has rebuilt their buckets."""
+        self.collective: tuple[int, str] = (0, "none")
+        """How many exchanges between workers have begun, and what the last one was."""
         self._sums = {
-            "D": _Sums(D_loss.names, state.device),
-            "G": _Sums(G_loss.names, state.device),
-            "r1": _Sums(lazy_r1.names, state.device),
-            "path": _Sums(("loss/path", "path/length"), state.device),
+            "D": Sums(D_loss.names, state.device),
+            "G": Sums(G_loss.names, state.device),
+            "r1": Sums(lazy_r1.names, state.device),
+            "path": Sums(("loss/path", "path/length"), state.device),
         }
 
     def enter(self, phase: Phase) -> bool:
@@ -174,7 +170,29 @@ class TrainingStep:
         summation.
         """
         self.state.activate()
-        self._wrapped = {name: _parallel(module) for name, module in self._modules.items()}
+        self._wrapped = {name: parallel(module) for name, module in self._modules.items()}
+        self.rebuilt = set()
+
+    def rehearse(
+        self, names: Collection[str], parts: Sequence[Part], draws: MinibatchDraws, phase: Phase
+    ) -> None:
+        """Have the losses of these names go backward once, as `rebuilt` says they had.
+
+        Moves averages and statistics: the caller loads the state afterwards.
+        """
+        for name, backward in (
+            ("D", self._D_backward),
+            ("r1", self._r1_backward),
+            ("G", self._G_backward),
+            ("path", self._path_backward),
+        ):
+            if name in names:
+                with _frozen(self.state.D.parameters() if name == "G" else ()):
+                    backward(parts, draws, phase)
+                self.state.G.zero_grad()
+                self.state.D.zero_grad()
+        for sums in self._sums.values():
+            sums.means()
 
     def __call__(self, parts: Sequence[Part], draws: MinibatchDraws, phase: Phase) -> None:
         state = self.state
@@ -194,12 +212,8 @@ class TrainingStep:
         update_average(state.Gs, state.G, decay=self.config.decay(phase.batch))
 
         # Update G; D only passes gradients on.
-        frozen = [p for p in state.D.parameters() if p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        self._G_backward(parts, draws, phase)
-        for parameter in frozen:
-            parameter.requires_grad_()
+        with _frozen(state.D.parameters()):
+            self._G_backward(parts, draws, phase)
         state.G_opt.step(phase.G_lr)
         state.G_opt.zero_grad()
         if self.loss.G_interval and state.step % self.loss.G_interval == 0:
@@ -213,6 +227,7 @@ class TrainingStep:
     def summary(self) -> dict[str, float]:
         """Means over the images of all workers since the last call; waits for the device."""
         means: dict[str, float] = {}
+        self._begin("statistics")
         for sums in self._sums.values():
             means |= sums.means()
         for name, adam in (("D", self.state.D_opt), ("G", self.state.G_opt)):
@@ -283,7 +298,8 @@ class TrainingStep:
         else:
             lengths = [self._modules["path"](*each).detach() for each in arguments]
         total = torch.stack([each.detach().sum() for each in lengths]).sum()
-        _all_reduce(total)
+        self._begin("path lengths")
+        all_reduce(total)
         images = phase.batch // shrink
         mean = total / images
         moved = torch.lerp(self.state.path_mean, mean, loss.path_decay)
@@ -315,60 +331,40 @@ class TrainingStep:
     def _synced(self, name: str, *, last: bool) -> Iterator[nn.Module]:
         """The loss of this name; only its last backward exchanges gradients."""
         module = self._wrapped[name]
+        if last:
+            self.rebuilt.add(name)
+            self._begin(f"gradients of {name}")
         if isinstance(module, DistributedDataParallel) and not last:
             with module.no_sync():
                 yield module
         else:
             yield module
 
+    def _begin(self, collective: str) -> None:
+        self.collective = (self.collective[0] + 1, collective)
+
     @torch.no_grad()
     def _move_w_avg(self, w_sums: Sequence[Tensor], phase: Phase) -> None:
         """w_avg <- m + beta (w_avg - m), m the mean of w over the global batch."""
         mean = torch.stack(list(w_sums)).sum(dim=0)
-        _all_reduce(mean)
+        self._begin("w_avg")
+        all_reduce(mean)
         mean /= phase.batch
         w_avg = self.state.G.w_avg
         _move(w_avg, torch.lerp(mean, w_avg, self.config.w_avg_beta))
 
 
+@contextmanager
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let these parameters pass gradients on and take none."""
+    frozen = [p for p in parameters if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    yield
+    for parameter in frozen:
+        parameter.requires_grad_()
+
+
 def _move(average: Tensor, moved: Tensor) -> None:
     """Take over a moving average, unless one bad minibatch would spoil it for good."""
     average.copy_(torch.where(torch.isfinite(moved), moved, average))
-
-
-class _Sums:
-    """Sums of statistics on the device, and of how many images."""
-
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.names = names
-        self._sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
-
-    def add(self, sums: Tensor, images: int) -> None:
-        self._sums[:-1] += sums
-        self._sums[-1] += images
-
-    def means(self) -> dict[str, float]:
-        """Means over the images of all workers; none if there were no images."""
-        _all_reduce(self._sums)
-        *sums, images = self._sums.tolist()
-        self._sums.zero_()
-        if not images:
-            return {}
-        return {name: value / images for name, value in zip(self.names, sums, strict=True)}
-
-
-def _parallel(module: nn.Module) -> nn.Module:
-    if not _distributed() or not any(p.requires_grad for p in module.parameters()):
-        return module
-    # Buffers are equal on all workers by construction, w_avg by its own all-reduce.
-    options: dict[str, Any] = {_SYNC_BUFFERS: False}
-    return DistributedDataParallel(module, **options)
-
-
-def _all_reduce(tensor: Tensor) -> None:
-    if _distributed():
-        dist.all_reduce(tensor)
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -51,6 +51,8 @@ class RayCluster:
         }
         self._log = self.folder / "start.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        """Besides the head."""
 
     def start(self) -> "RayCluster":
         """Start the node and wait until it takes jobs."""
@@ -83,15 +85,39 @@ class RayCluster:
 
     def stop(self) -> None:
         """End all its processes."""
-        if self.process is not None:
-            kill_tree(self.process)
+        for node in [*self.nodes, *filter(None, [self.process])]:
+            kill_tree(node)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def processes(self) -> list[psutil.Process]:
-        """The node and all that it has started."""
-        assert self.process is not None
-        node = psutil.Process(self.process.pid)
-        return [node, *node.children(recursive=True)]
+    def add_node(self, *, cpus: int) -> subprocess.Popen[bytes]:
+        """Another node on this machine; it joins a while later."""
+        command = [RAY, "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}"]
+        command += [f"--address=127.0.0.1:{self.gcs}", "--node-ip-address=127.0.0.1"]
+        with (self.folder / "nodes.log").open("ab") as log:
+            node = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env={name: v for name, v in self.environment.items() if "ADDRESS" not in name},
+                cwd=self.folder,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (one system call)
+            )
+        self.nodes.append(node)
+        return node
+
+    def processes(
+        self, name: str = "", node: subprocess.Popen[bytes] | None = None
+    ) -> list[psutil.Process]:
+        """The head or a node and all it has started, if the command line has `name` in it."""
+        node = node or self.process
+        assert node is not None
+        root, found = psutil.Process(node.pid), []
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                if name in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def submit(
         self, *arguments: str, program: str = "pipeline/train.py", timeout_s: float = 240

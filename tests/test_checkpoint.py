@@ -324,8 +324,29 @@ def test_no_more_than_so_many_saves_are_on_their_way(s3):
     checkpoints.wait()
 
 
-def test_a_failed_save_is_told_at_the_next_one_and_later_ones_work(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path))
+def test_a_save_that_finds_no_room_is_left_out_unless_it_must_be(tmp_path, caplog):
+    """Something lies in the way of the first; training must not wait for it."""
+    config = CheckpointConfig(in_flight=1, wait_s=0.01)
+    checkpoints = Checkpoints(str(tmp_path), config=config)
+    (tmp_path / "checkpoints").write_text("in the way")
+    first = checkpoints.save(_tensors(1), SCALARS, nimg=1, attempt=0)
+    assert checkpoints.save(_tensors(2), SCALARS, nimg=2, attempt=0) is None
+    assert "checkpoint 000-000000000002 is left out: 1 are on their way" in caplog.text
+
+    with ThreadPoolExecutor(1) as pool:
+        last = pool.submit(checkpoints.save, _tensors(3), SCALARS, nimg=3, attempt=0, must=True)
+        (tmp_path / "checkpoints").unlink()
+        assert last.result().result().nimg == 3
+    checkpoints.wait()
+
+    assert "checkpoint 000-000000000001 is written after" in caplog.text
+    assert first.result().nimg == 1
+    assert _kept(checkpoints) == [(0, 1), (0, 3)]
+    _assert_equal(checkpoints.load(first.result())[0], _tensors(1))
+
+
+def test_a_save_is_given_up_after_its_patience_and_later_ones_work(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), config=CheckpointConfig(patience_s=0))
     (tmp_path / "checkpoints").write_text("in the way")
     failed = checkpoints.save(_tensors(), SCALARS, nimg=1, attempt=0)
 
@@ -359,6 +380,7 @@ def test_tensors_without_a_group_and_scalars_that_are_no_json_are_refused(tmp_pa
         ({"keep_last": 0}, "keep_last is 0; keep at least 1 checkpoint"),
         ({"keep_every_kimg": -1}, r"keep_every_kimg is -1; choose 0 \(none\) or a positive"),
         ({"in_flight": 0}, "in_flight is 0; allow at least 1"),
+        ({"wait_s": -1}, "wait_s is -1; choose 0 or more seconds"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):

@@ -11,8 +11,9 @@ from data_prep import storage
 from data_prep.manifest import DigestError
 from pipeline import train
 from pipeline.cluster import use_gpus
-from pipeline.driver import Driver, StopOnLasting, open_tracker
+from pipeline.driver import Driver, open_tracker
 from pipeline.evaluations import on_curves
+from pipeline.group import NotForRay
 from pipeline.loader import SampleError
 from pipeline.metric import MetricResult
 from pipeline.mlflow_client import TrackingError, connect
@@ -47,14 +48,16 @@ def test_a_cluster_with_too_few_gpus_or_cpus_is_refused(device, gpus, cpus, expe
             use_gpus(config, gpus=gpus, cpus=cpus)
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DigestError, SampleError, ValueError])
-def test_what_a_restart_does_not_mend_ends_the_training_at_once(kind):
+@pytest.mark.parametrize(
+    "kind", [ConfigError, DigestError, SampleError, TypeError, KeyError, storage.StorageError]
+)
+def test_what_ray_shall_not_repeat_ends_its_attempts_at_once(kind):
     with pytest.raises(kind, match="wrong"):
-        StopOnLasting().after_exception(None, {1: kind("wrong")})
+        NotForRay().after_exception(None, {1: kind("wrong")})
 
 
-def test_what_a_restart_may_mend_does_not():
-    StopOnLasting().after_exception(None, {0: RuntimeError("a neighbour is gone")})
+def test_what_ray_may_repeat_does_not():
+    NotForRay().after_exception(None, {0: RuntimeError("a neighbour is gone")})
 
 
 def test_a_store_that_fails_at_the_start_does_not_leave_the_tracking_run_running(

@@ -14,8 +14,9 @@ from data_prep import storage
 from pipeline import config as configs
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import ConfigError, TrainConfig
-from pipeline.loop import Commit, Tick, train
+from pipeline.loop import train
 from pipeline.minibatches import minibatches
+from pipeline.observer import Commit, Tick
 from tests.datasets import draw_images, make_data_set
 from tests.processes import ProcessGroup, free_port, run_ranks
 
@@ -152,7 +153,7 @@ def test_every_epoch_shows_every_image_once_whatever_the_batches():
     places = [
         minibatch.nimg + offset
         for minibatch in minibatches(config, 0)
-        for part in config.split(0).parts(minibatch.phase.batch)
+        for part in config.split(0, 1).parts(minibatch.phase.batch)
         for offset in part.tolist()
     ]
     assert sorted(places) == list(range(720))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline import config as configs
+from pipeline.beginning import new_state
 from pipeline.footprint import footprint, largest_batch
-from pipeline.loop import new_state
 from pipeline.plan import Cluster, main, plan
 from pipeline.trial import levels
 from tests.small_sets import make_folder, shard

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from pipeline import config as configs
-from pipeline.loop import Commit, Tick, train
+from pipeline.loop import train
+from pipeline.observer import Commit, Tick
 from pipeline.options import PRESETS
 from pipeline.summary import show
 from stylegan.networks import family

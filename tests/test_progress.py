@@ -6,8 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.loop import Commit, Tick
 from pipeline.marker import CommittedCheckpoint
+from pipeline.observer import Commit, Tick
 from pipeline.progress import Bar, Lines, display
 
 TICK = Tick(

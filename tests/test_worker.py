@@ -44,19 +44,23 @@ def test_a_bare_machine_trains_with_neither_ray_nor_mlflow_imported(tiny_data, t
     assert [c.nimg for c in Checkpoints(str(tmp_path / "run")).list()] == [0, 96]
 
 
-def test_ctrl_c_ends_with_code_130_and_says_how_to_go_on(tiny_data, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_a_checkpoint_code_130_and_how_to_go_on(number, tiny_data, tmp_path):
     command = _command(tmp_path, f"data.url={tiny_data}", "run_url=run", "schedule.total_kimg=9000")
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        assert any("training begins" in line for line in process.stdout)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        assert any(" kimg " in line for line in process.stdout), "it trains"
+        process.send_signal(number)
+        shown, said = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130
     assert said == "error: stopped; run the same command again to go on\n"
+    latest = Checkpoints(str(tmp_path / "run")).latest()
+    assert latest.nimg >= 96
+    assert f"trained to {latest.nimg / 1000:.1f} kimg" in shown
 
 
 @pytest.fixture
