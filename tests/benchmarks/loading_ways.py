@@ -114,7 +114,10 @@ def mosaicml(place: Place) -> Iterator[torch.Tensor]:
 
 def litdata(place: Place) -> Iterator[torch.Tensor]:
     from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import downloader
 
+    # There is no option for a store without TLS, as that of the tests.
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
     cache = f"{place.scratch}/cache" if place.url.startswith("s3://") else None
     data = StreamingDataset(
         place.of("litdata"), cache_dir=cache, shuffle=True, drop_last=False, transform=to_tensor
