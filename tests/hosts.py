@@ -24,7 +24,7 @@ T = TypeVar("T")
 INTERFACE = "eth0"
 """Of every host."""
 NETEM = ("netem", "delay", "40ms", "10ms", "loss", "1%")
-TBF = ("tbf", "rate", "8mbit", "burst", "16kb", "latency", "60ms")
+TBF = ("tbf", "rate", "200mbit", "burst", "64kb", "latency", "20ms")
 """Where the kernel has no netem: a narrow cable, whose queue delays packets and drops them."""
 _NEW_NETWORK = 0x40000000
 
