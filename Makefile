@@ -4,6 +4,7 @@
 # make install   the environment alone; TORCH_INDEX=URL takes torch from there, now and later
 # make check     format, lint, types, import contracts
 # make weights   feature networks for the metrics
+# make chaos     every plug pulled during one training; report in build/chaos, over an hour
 # make stack     S3, MLflow and Ray on this machine, on loopback, until Ctrl-C
 # make lock      requirements of the images, with hashes; TORCH_CPU=URL or folder has torch's CPU build
 # make clean     take everything away again; it names what it leaves
@@ -33,7 +34,7 @@ export PIP_PROGRESS_BAR ?= off
 
 LOCKS := infra/requirements-cpu.txt infra/requirements-gpu.txt
 
-.PHONY: demo test train-all check install weights stack lock clean always
+.PHONY: demo test train-all check install weights stack chaos lock clean always
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(WEIGHTS)
@@ -47,6 +48,9 @@ train-all: $(INSTALLED) $(WEIGHTS)
 
 stack: $(INSTALLED)
 	@$(BIN)/python -m tests.stack
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ import pytest
 from tests.hosts import LOOPBACK, Host
 from tests.services import die_with_parent
 
-START_S = 180
+START_S = 300
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nobody here needs
