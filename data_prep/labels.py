@@ -69,7 +69,7 @@ def read_labels(option: str, listing: Listing) -> LabelTable | None:
     if option == "folder":
         return _table(*_folder_labels(names), option)
     if option == "source":
-        return _table(_source_labels(listing, names), (), option)
+        return _table(_source_labels(listing, names), listing.label_names, option)
     url, _, wanted = option.partition("#")
     found, called = _file_labels(url, [name for name in wanted.split(",") if name])
     return _table(_matched(names, found, url), called, url)
@@ -328,7 +328,7 @@ def _table(labels: Mapping[str, Label], names: Names, origin: str) -> LabelTable
                     f"{printable(name)} has class {number} from {origin}; classes are numbers from "
                     f"0 to {_LARGEST_CLASS}"
                 )
-        size = max(classes.values(), default=-1) + 1
+        size = max(max(classes.values(), default=-1) + 1, len(names))
         return LabelTable(by_name=classes, kind=Labels(kind="class", size=size, names=names))
     vectors = {
         name: label if isinstance(label, tuple) else (float(label),)

@@ -107,6 +107,8 @@ class Listing:
     """Files that may hold labels, by name."""
     labels: Mapping[str, Label] = field(default_factory=dict)
     """By name, where the form of the source has them."""
+    label_names: tuple[str, ...] = ()
+    """Of classes, or of the numbers of a vector, where the source has them."""
 
 
 def make_listing(source: Source, found: Iterable[Entry]) -> Listing:

@@ -56,4 +56,5 @@ def list_data_set(url: str) -> Listing:
             if index.labels is not None:
                 labels[name] = index.labels[row]
     ordered = tuple(sorted(entries, key=lambda entry: entry.name))
-    return Listing(source=source, entries=ordered, labels=labels)
+    called = () if manifest.labels is None else manifest.labels.names
+    return Listing(source=source, entries=ordered, labels=labels, label_names=called)

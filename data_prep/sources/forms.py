@@ -190,12 +190,14 @@ def _joined(url: str, parts: Sequence[_Part]) -> Listing:
         entries += map(here, listing.entries)
         sidecars |= {f"{folder}/{name}": here(entry) for name, entry in listing.sidecars.items()}
         labels |= {f"{folder}/{name}": label for name, label in listing.labels.items()}
+    called = {part.listing.label_names for part in parts}
     return Listing(
         source=Several(url=url, parts=tuple(part.listing.source for part in parts)),
         entries=tuple(sorted(entries, key=lambda entry: entry.name)),
         ignored=sum(part.listing.ignored for part in parts),
         sidecars=sidecars,
         labels=labels,
+        label_names=called.pop() if len(called) == 1 else (),
     )
 
 
