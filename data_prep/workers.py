@@ -125,7 +125,10 @@ def process_pool(workers: int | None) -> Iterator[Executor]:
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+    # The server of forks has the environment of its start: that of now goes along.
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin_worker, initargs=(dict(os.environ),)
+    )
     try:
         yield _Processes(pool, workers)
     finally:
@@ -163,7 +166,8 @@ class _Processes:
             ) from err
 
 
-def _begin_worker() -> None:
+def _begin_worker(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

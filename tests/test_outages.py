@@ -47,7 +47,10 @@ def test_a_store_that_is_away_for_some_commits_does_not_stop_the_training(
     train(tiny_config(tiny_data, tmp_path / "whole"), observer=whole)
     assert [tick.nimg for tick in outage.ticks] == [tick.nimg for tick in whole.ticks]
     assert away_at[0] < 240
-    assert committed == [0, 240, 720], caplog.text
+    whole_commits = [commit.checkpoint.nimg for commit in whole.commits]
+    assert committed[:2] == [0, 240], caplog.text
+    assert committed[-1] == 720
+    assert set(committed) < set(whole_commits), "some are left out, none is new"
     assert "is left out: 1 are on their way" in caplog.text
     last = Checkpoints(str(tmp_path / "whole")).latest()
     assert last is not None

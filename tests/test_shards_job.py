@@ -21,6 +21,7 @@ from data_prep.job import TooManyBadError
 from data_prep.manifest import Manifest, ShardIndex, sample_digest, shard_url
 from data_prep.pyramid import pyramid
 from data_prep.storage import local_path
+from data_prep.workers import process_pool, unordered
 from tests.small_sets import (
     expected_images,
     image_array,
@@ -363,3 +364,11 @@ def test_a_folder_that_was_there_before_outlives_a_failed_job(tmp_path):
 
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_processes_have_the_environment_of_the_job_not_of_the_first_job(monkeypatch):
+    for value in ("first", "second"):
+        monkeypatch.setenv("AWS_PROFILE_OF_THIS_TEST", value)
+        with process_pool(2) as executor:
+            found = set(unordered(executor, os.getenv, ["AWS_PROFILE_OF_THIS_TEST"] * 4))
+        assert found == {value}

@@ -106,7 +106,7 @@ def run(model: Model, args: argparse.Namespace) -> str:
     filmed: list[list[Tensor]] = []
     for part in bytes_.split(args.batch):
         frames: list[Tensor] = []
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        with _progress() as progress:
             watch = _watching(progress, config.steps, frames if film else None)
             found.append(
                 model.project(
@@ -219,6 +219,12 @@ def _points(url: str, image: Image.Image, args: argparse.Namespace) -> align.Poi
             raise align.FaceError(f"no face: {args.landmarks} does not list it")
         return points
     return align.find_face(image, args.face_model) if args.face_model else None
+
+
+def _progress() -> Progress:
+    """A bar where somebody looks at a terminal."""
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
 def _watching(
