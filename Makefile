@@ -1,5 +1,6 @@
 # make demo      the main job on real images, end to end, in about ten minutes
 # make test      everything that has to hold (includes make check)
+# make test-slow what takes minutes: a training over two hosts whose cable is cut
 # make train-all every system of the papers on the demo's images, over an hour after make demo
 # make install   the environment alone; TORCH_INDEX=URL takes torch from there, now and later
 # make check     format, lint, types, import contracts
@@ -34,14 +35,17 @@ export PIP_PROGRESS_BAR ?= off
 
 LOCKS := infra/requirements-cpu.txt infra/requirements-gpu.txt
 
-.PHONY: demo test train-all check install weights stack chaos lock clean always
+.PHONY: demo test test-slow train-all check install weights stack chaos lock clean always
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(WEIGHTS)
 	$(BIN)/python -m pipeline.demo
 
 test: check $(WEIGHTS)
-	$(BIN)/python -m pytest --durations=30 --durations-min=2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" --durations=30 --durations-min=2 $(PYTEST_ARGS)
+
+test-slow: $(INSTALLED) $(WEIGHTS)
+	$(BIN)/python -m pytest -m slow --durations=30 $(PYTEST_ARGS)
 
 train-all: $(INSTALLED) $(WEIGHTS)
 	$(BIN)/python -m tests.benchmarks.train_all

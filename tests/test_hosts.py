@@ -24,6 +24,7 @@ def _fault(kind: str, nimg: int) -> Fault:
     return Fault(kind=kind, in_commit=False, nimg=nimg, lasts_s=4, target=0)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_training_over_two_hosts_ends_with_the_same_bits_whatever_the_network_does(
     tmp_path, capsys
