@@ -21,6 +21,7 @@ INSTALLED := $(VENV)/.installed
 WEIGHTS := .cache/weights/.fetched-with-lpips
 DEMO := $(HOME)/stylegan-demo
 CACHE := $(HOME)/.cache/stylegan-pipeline
+PEERS := $(HOME)/.cache/stylegan-benchmarks
 
 # Where the installed torch came from; without a TORCH_INDEX it stays what it was.
 TORCH_FROM := $(VENV)/.torch-index
@@ -105,5 +106,6 @@ clean:
 	if test -d "$(DEMO)"; then cd "$(DEMO)" && rm -rf all emoji data run model images more mixing.png curves.png; fi
 	@rmdir "$(DEMO)" 2>/dev/null || test ! -e "$(DEMO)" || echo "left: $(DEMO), which holds more than the demo made"
 	@test ! -e "$(CACHE)" || echo "left: $(CACHE), which other runs use; delete it if there are none"
+	@test ! -e "$(PEERS)" || echo "left: $(PEERS), where benchmarks keep other libraries; delete it if you like"
 	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache mlruns mlflow.db
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,6 +31,7 @@ from pipeline import classifiers
 from pipeline.attribute_labels import AttributeLabels, Split, split_samples
 from pipeline.checkpoint import CheckpointConfig, Checkpoints
 from pipeline.classifier_training import Classifier, ClassifierConfig, Data, Quality
+from pipeline.exits import fail
 from pipeline.loader import SampleError
 from pipeline.tasks import Device
 
@@ -45,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train(options)
     except (StorageError, DigestError, SampleError) as err:
-        return _fail(1, str(err))
+        return fail(1, str(err))
     except ValueError as err:
-        return _fail(2, str(err))
+        return fail(2, str(err))
     except KeyboardInterrupt:
-        return _fail(130, "stopped; run the same command again to go on")
+        return fail(130, "stopped; run the same command again to go on")
     return 0
 
 
@@ -263,11 +264,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", choices=get_args(Device), default="auto")
     command.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
     return parser
-
-
-def _fail(code: int, message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

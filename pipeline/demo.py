@@ -24,6 +24,7 @@ from rich.text import Text
 
 from pipeline import config as configs
 from pipeline import report, weights
+from pipeline.exits import fail
 from pipeline.figures import training_curves
 from pipeline.metric import NETWORKS
 from pipeline.result import Result, read_result
@@ -51,8 +52,7 @@ def main() -> int:
     try:
         steps(console)
     except DemoError as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 1
+        return fail(1, err)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130

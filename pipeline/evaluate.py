@@ -42,6 +42,7 @@ from data_prep.storage import StorageError
 from pipeline import registry, values
 from pipeline.checkpoint import Checkpoints
 from pipeline.evaluation_config import EvaluationConfig
+from pipeline.exits import fail
 from pipeline.measure import evaluate
 from pipeline.metric import NETWORKS, MetricResult
 from pipeline.mlflow_client import TrackingError
@@ -74,11 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not options.model:
                 _keep(url, results)
     except (StorageError, DigestError, TrackingError, RegistryError) as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 1
+        return fail(1, err)
     except ValueError as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 2
+        return fail(2, err)
     if options.json:
         rows = [
             {**dataclasses.asdict(r), "fingerprint_digest": r.fingerprint_digest} for r in results
@@ -103,14 +102,11 @@ def compare(arguments: Sequence[str]) -> int:
     try:
         found = values.pairs(values.read(options.A), values.read(options.B))
     except (StorageError, DigestError) as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 1
+        return fail(1, err)
     except ValueError as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 2
+        return fail(2, err)
     if not found:
-        print(f"error: {options.A} and {options.B} have no metric in common", file=sys.stderr)
-        return 1
+        return fail(1, f"{options.A} and {options.B} have no metric in common")
     console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
     rows = [
         (

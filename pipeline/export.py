@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 
 from pipeline import onnx_files, registry
+from pipeline.exits import fail
 from stylegan.networks.interface import Generator
 from stylegan.official import pytorch
 
@@ -89,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             count = write_ada(model.Gs, args.out)
             print(f"{count} tensors in {args.out}, arguments in {args.out.with_suffix('.json')}")
     except (ValueError, OSError, ModuleNotFoundError) as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 1
+        return fail(1, err)
     return 0
 
 

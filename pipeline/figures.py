@@ -110,14 +110,12 @@ def training_curves(history: History, *, resolution: int, title: str = "") -> Im
             len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
         )[:, 0]
         for ax, panel in zip(axes, panels, strict=True):
-            for span in spans:
-                if span.fade:
-                    ax.axvspan(span.start_kimg, span.end_kimg, color=_FADE, linewidth=0, zorder=0)
+            draw_fades(ax, spans, _FADE)
             ax.grid(visible=True, axis="y", linewidth=0.7)
             panel.draw(ax)
             ax.tick_params(length=0)
             ax.set_axisbelow(True)
-        _name_spans(axes[0], spans)
+        name_spans(axes[0], spans, least_share=0.03, color=_FAINT, fontsize=7.5, fades=True)
         end = max(nimg for points in history.values() for nimg, _ in points) / 1000
         axes[-1].set_xlim(0, end or 1)
         axes[-1].xaxis.set_major_locator(MaxNLocator(8))
@@ -172,7 +170,9 @@ def _draw_quality(ax: Axes, metrics: History) -> None:
         side, color, marker = (ax, _BLUE, "o") if index == 0 else (ax.twinx(), _RED, "D")
         label = metric_label(name)
         kimg, values = _columns(metrics[name])
-        side.plot(kimg, values, color=color, marker=marker, markersize=4, linewidth=1.6)
+        side.plot(
+            kimg, values, color=color, marker=marker, markersize=4, linewidth=1.6, clip_on=False
+        )
         # An unbiased KID can be below 0.
         side.set_ylim(1.18 * min(0, values.min()), 1.18 * max(0, values.max()) or 1)
         side.set_ylabel(label, color=color)
@@ -234,24 +234,40 @@ def _draw_line(
     ax.plot(kimg, values, color=color, linewidth=1.5, label=label)
 
 
-def _name_spans(ax: Axes, spans: Sequence[Span]) -> None:
-    """Resolutions over the phases that are wide enough for a word."""
+def draw_fades(ax: Axes, spans: Sequence[Span], color: str) -> None:
+    """Bands where a resolution fades in."""
+    for span in spans:
+        if span.fade:
+            ax.axvspan(span.start_kimg, span.end_kimg, color=color, linewidth=0, zorder=0)
+
+
+def name_spans(
+    ax: Axes, spans: Sequence[Span], *, least_share: float, color: str, fontsize: float, fades: bool
+) -> None:
+    """Resolutions over the phases that are wide enough for a word.
+
+    Args:
+        ax: Whose abscissa is thousands of images.
+        spans: Phases of the schedule.
+        least_share: Width of a phase that gets a word, of all of them.
+        color: Of the words.
+        fontsize: Of the words, in points.
+        fades: Whether fades are named, too.
+    """
     total = max((span.end_kimg for span in spans), default=0.0)
     for span in spans:
-        width = span.end_kimg - span.start_kimg
-        if width < 0.03 * total:
+        if span.end_kimg - span.start_kimg < least_share * total or (span.fade and not fades):
             continue
-        word = "fade" if span.fade else f"{span.resolution} px"
         ax.annotate(
-            word,
+            "fade" if span.fade else f"{span.resolution} px",
             ((span.start_kimg + span.end_kimg) / 2, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(0, -4),
+            xytext=(0, -3),
             textcoords="offset points",
             ha="center",
             va="top",
-            fontsize=7.5,
-            color=_FAINT,
+            fontsize=fontsize,
+            color=color,
             fontstyle="italic" if span.fade else "normal",
         )
 

@@ -21,6 +21,7 @@ import safetensors.torch
 
 from pipeline import bundle as bundles
 from pipeline import packaging
+from pipeline.exits import fail
 from stylegan.networks.interface import Generator
 from stylegan.official import snapshot
 from stylegan.official.names import Imported
@@ -69,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         imported = import_file(args.file, args.out, name=args.network)
     except (ValueError, OSError) as err:
-        print(f"error: {args.file}: {err}", file=sys.stderr)
-        return 1
+        return fail(1, f"{args.file}: {err}")
     config = imported.network.config
     print(f"{args.network}: {config.kind} of {config.resolution} px, in {args.out}")
     for note in imported.notes:

@@ -29,6 +29,7 @@ from data_prep.storage import StorageError
 from pipeline import config as configs
 from pipeline.beginning import choose_device, new_state
 from pipeline.config import TrainConfig
+from pipeline.exits import fail
 from pipeline.footprint import footprint, largest_batch
 from pipeline.memory import keep_freed_memory
 from pipeline.minibatches import total_nimg_of
@@ -227,8 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         rows = plan(config, cluster, rates=rates, image_bytes=sizes)
     except (ValueError, OSError) as err:
-        print(f"error: {err}", file=sys.stderr)  # noqa: T201 (a command line prints)
-        return 2
+        return fail(2, err)
     console.print(table(rows, config, cluster))
     console.print(f"images: {source}\n{checkpoints(config)}")
     missing = [row.resolution for row in rows if row.hours is None]

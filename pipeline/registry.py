@@ -25,6 +25,7 @@ from data_prep.manifest import DigestError
 from pipeline import bundle as bundles
 from pipeline import packaging
 from pipeline.bundle import Bundle, MetricValue
+from pipeline.exits import fail
 from pipeline.mlflow_client import TrackingError, asking, connect, first_line
 from pipeline.model import Model, check_device, read
 from pipeline.names import check_alias, check_name
@@ -360,8 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = pull(args.model, args.folder, uri=choose_uri(args.tracking_uri))
             print(f"{args.model}: {len(bundles.FILES)} files verified, in {folder}")
     except (ValueError, OSError) as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 1
+        return fail(1, err)
     return 0
 
 

@@ -45,6 +45,7 @@ from pipeline import config as configs
 from pipeline import evaluate, options
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import TrainConfig
+from pipeline.exits import fail
 from pipeline.metric import MetricResult, with_count
 from pipeline.minibatches import total_nimg_of
 from pipeline.options import ConfigError
@@ -91,11 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sweep = Sweep(table, asked, console)
         results = sweep.run()
     except (StorageError, DigestError) as err:
-        return _fail(1, str(err))
+        return fail(1, str(err))
     except ValueError as err:
-        return _fail(2, str(err))
+        return fail(2, str(err))
     except KeyboardInterrupt:
-        return _fail(130, "stopped; run the same command again to go on")
+        return fail(130, "stopped; run the same command again to go on")
     console.rule(table.title)
     print(to_markdown(table, results))
     print(f"table.md and table.json are in {asked.out}")
@@ -312,11 +313,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of all trainings")
     return parser
-
-
-def _fail(code: int, message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

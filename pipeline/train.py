@@ -29,6 +29,7 @@ from data_prep import ray_start
 from data_prep.manifest import DigestError
 from data_prep.storage import StorageError
 from pipeline import config as configs
+from pipeline.exits import fail
 from pipeline.mlflow_client import TrackingError
 from pipeline.registry import RegistryError
 
@@ -50,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         Driver(config, console).run()
     except (StorageError, TrackingError, DigestError, RegistryError, RuntimeError) as err:
-        return _fail(1, err)
+        return fail(1, err)
     except ValueError as err:
-        return _fail(2, err)
+        return fail(2, err)
     except KeyboardInterrupt:
-        return _fail(130, "stopped; run the same command again to go on")
+        return fail(130, "stopped; run the same command again to go on")
     return 0
 
 
@@ -73,11 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="show what would be run, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that differ")
     return parser
-
-
-def _fail(code: int, err: Exception | str) -> int:
-    print(f"error: {err}", file=sys.stderr)  # noqa: T201 (a command line prints)
-    return code
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from data_prep import storage
+from pipeline.exits import fail
 from pipeline.known_weights import (
     CLASSIFIERS,
     KNOWN,
@@ -370,8 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if not _is_there(network):
                     fetch(network)
         except (MissingWeightsError, WeightsDigestError) as err:
-            print(f"error: {err}", file=sys.stderr)
-            return 1
+            return fail(1, err)
     return 0 if verify(networks) else 1
 
 

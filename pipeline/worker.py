@@ -26,6 +26,7 @@ from data_prep.manifest import DigestError
 from data_prep.storage import StorageError
 from pipeline import config as configs
 from pipeline.config import TrainConfig
+from pipeline.exits import fail
 from pipeline.loader import SampleError
 from pipeline.loop import train
 from pipeline.minibatches import total_nimg_of
@@ -55,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(options.config, options.overrides)
     except (StorageError, DigestError, SampleError) as err:
-        return _fail(1, err)
+        return fail(1, err)
     except ValueError as err:
-        return _fail(2, err)
+        return fail(2, err)
     except KeyboardInterrupt:
-        return _fail(130, "stopped; run the same command again to go on")
+        return fail(130, "stopped; run the same command again to go on")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -97,11 +98,6 @@ def _join(config: TrainConfig, world: int) -> None:
     if world > 1:
         timeout = timedelta(seconds=config.watchdog.collective_s)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
-
-
-def _fail(code: int, err: Exception | str) -> int:
-    print(f"error: {err}", file=sys.stderr)  # noqa: T201 (a command line prints)
-    return code
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from data_prep.manifest import DigestError
 from pipeline import registry
+from pipeline.exits import fail
 from pipeline.generate import (
     arithmetic,
     figures,
@@ -49,11 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(model)
         print(args.run(model, args))
     except (OSError, DigestError, registry.RegistryError) as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 1
+        return fail(1, err)
     except ValueError as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 2
+        return fail(2, err)
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from data_prep import storage
 from pipeline import report, tracking
+from pipeline.exits import fail
 from pipeline.record import read_record
 
 
@@ -28,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             uri, run_id = record["tracking_uri"], record["tracking_run_id"]
             tracking.log_artifacts(uri, run_id, args.run, artifacts)
     except (ValueError, OSError) as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 1
+        return fail(1, err)
     return 0
 
 

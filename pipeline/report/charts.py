@@ -4,7 +4,6 @@ The text is text, in the reader's own font. Equal values give equal bytes.
 """
 
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pipeline.figures import Span
+from pipeline.figures import Span, draw_fades, name_spans
 from stylegan.diagnosis import Components
 
 Points = Sequence[tuple[int, float]]
@@ -74,7 +73,8 @@ def curves(
 
     def draw(ax: Axes) -> None:
         end = max((nimg for points in series.values() for nimg, _ in points), default=0) / 1000
-        _draw_spans(ax, spans, end)
+        draw_fades(ax, spans, FADE)
+        name_spans(ax, spans, least_share=_NAMED_SHARE, color=MUTED, fontsize=9.5, fades=False)
         for (name, points), color in zip(series.items(), colors, strict=False):
             _draw_line(ax, points, color, name)
             if goals and name in goals:
@@ -186,24 +186,6 @@ def _draw_line(ax: Axes, points: Points, color: str, name: str) -> None:
         markersize=4.5,
         clip_on=not few,
     )
-
-
-def _draw_spans(ax: Axes, spans: Sequence[Span], end_kimg: float) -> None:
-    for span in spans:
-        if span.fade:
-            ax.axvspan(span.start_kimg, span.end_kimg, color=FADE, linewidth=0, zorder=0)
-        elif span.end_kimg - span.start_kimg > _NAMED_SHARE * (end_kimg or math.inf):
-            ax.annotate(
-                f"{span.resolution} px",
-                ((span.start_kimg + span.end_kimg) / 2, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, -2),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                fontsize=9.5,
-                color=MUTED,
-            )
 
 
 def _legend(ax: Axes, count: int) -> None:
