@@ -11,7 +11,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,10 @@ class Chaos:
             self._finish(watch)
             self.report.expected = watch.weights
 
-    def disturbed(self, faults: Sequence[Fault]) -> None:
-        """What comes out; each fault is waited out before the next."""
+    def disturbed(
+        self, faults: Sequence[Fault], waited_out: Callable[[], None] = lambda: None
+    ) -> None:
+        """What comes out; each fault is waited out before the next, and `waited_out` called."""
         with self._training("disturbed") as watch, Injector(self.installation, watch) as injector:
             self.report.found = watch.weights
             for number, fault in enumerate(faults, start=1):
@@ -94,6 +96,7 @@ class Chaos:
                 outcome = self._outcome(watch, injector, fault)
                 self.report.outcomes.append(outcome)
                 logger.info("%d of %d: %s", number, len(faults), outcome.line())
+                waited_out()
             self._finish(watch)
         self.report.tracking = self.installation.tracking(f"s3://{BUCKET}/disturbed")
 
@@ -184,7 +187,7 @@ def main() -> int:
             chaos.undisturbed()
             report.undisturbed_s = time.monotonic() - start_s
             logger.info("undisturbed: %.0f s", report.undisturbed_s)
-            chaos.disturbed(faults)
+            chaos.disturbed(faults, lambda: report.write(options.report))
             report.disturbed_s = time.monotonic() - start_s - report.undisturbed_s
         except RuntimeError as err:
             report.failure = str(err)

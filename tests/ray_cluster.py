@@ -93,12 +93,14 @@ class RayCluster:
         """Another node on this machine; it joins a while later."""
         command = [RAY, "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}"]
         command += [f"--address=127.0.0.1:{self.gcs}", "--node-ip-address=127.0.0.1"]
+        environment = {name: v for name, v in self.environment.items() if "ADDRESS" not in name}
+        del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]  # it allows one node alone
         with (self.folder / "nodes.log").open("ab") as log:
             node = subprocess.Popen(
                 command,
                 stdout=log,
                 stderr=log,
-                env={name: v for name, v in self.environment.items() if "ADDRESS" not in name},
+                env=environment,
                 cwd=self.folder,
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 (one system call)

@@ -133,6 +133,36 @@ def test_the_registered_model_is_pulled_and_draws_images_in_another_process(
     assert len(list((tmp_path / "images").glob("*.png"))) == 5
 
 
+def test_no_secret_is_in_anything_that_a_run_writes_logs_or_says(
+    finished, ray_cluster, mlflow, s3_server, store, config_file
+):
+    """All objects, the tracking database, what workers and drivers logged, and local caches."""
+    contents = {name: storage.read_bytes(f"{store}/{name}") for name in storage.find(store)}
+    for folder in (ray_cluster.folder, mlflow.folder, config_file.parent):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                contents[str(path)] = path.read_bytes()
+    secret = {
+        "S3": s3_server.environment["AWS_SECRET_ACCESS_KEY"],
+        "Ray": ray_cluster.environment["RAY_AUTH_TOKEN"],
+        "MLflow": ray_cluster.environment["MLFLOW_TRACKING_PASSWORD"],
+    }
+
+    found = {
+        (name, where)
+        for where, content in contents.items()
+        for name, word in secret.items()
+        if word.encode() in content
+    }
+
+    assert found == set()
+    names = " ".join(contents)
+    for written in ("commit.json", "config.yaml", "run.json", "server.db", "job-driver", "MLmodel"):
+        assert written in names
+    url = finished.encode()
+    assert sum(url in content for content in contents.values()) > 10, "what is looked for is found"
+
+
 def test_the_same_job_again_goes_on_with_the_same_tracking_run_and_trains_nothing(
     finished, ray_cluster, config_file
 ):
