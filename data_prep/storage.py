@@ -14,7 +14,6 @@ finds out at the start of a program.
 
 import hashlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +25,14 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from data_prep import failures, local_files
-from data_prep.stores import HTTP_SCHEMES, STALL_S, is_s3, open_store, renew_credentials
+from data_prep.stores import (
+    HTTP_SCHEMES,
+    STALL_S,
+    is_s3,
+    open_store,
+    renew_credentials,
+    s3_endpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +234,12 @@ def find(url: str, *, retry: Retry = RETRY) -> dict[str, Found]:
     def call(fs: Any, path: str) -> dict[str, dict[str, Any]]:
         root = path.rstrip("/") + "/"
         found = fs.find(path, detail=True)
-        return {str(name).removeprefix(root): info for name, info in sorted(found.items())}
+        # Some stores keep empty objects with the names of folders.
+        return {
+            str(name).removeprefix(root): info
+            for name, info in sorted(found.items())
+            if not str(name).endswith("/") and info.get("type") != "directory"
+        }
 
     def complete(name: str, info: dict[str, Any]) -> dict[str, Any]:
         # Web servers list names alone.
@@ -294,9 +305,8 @@ def check_reachable(url: str, *, patience_s: float = 10.0) -> None:
 
 
 def _unreachable(url: str, err: Exception, *, patience_s: float | None) -> StorageError:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     s3 = is_s3(url)
-    store = f"{url} at {endpoint or 'Amazon S3'}" if s3 else url
+    store = f"{url} at {s3_endpoint() or 'Amazon S3'}" if s3 else url
     reason = f"{type(err).__name__}: {err}"
     if isinstance(err, FileNotFoundError):
         return MissingError(f"there is no bucket for {store} ({reason}); create it")

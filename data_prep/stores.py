@@ -26,6 +26,11 @@ def is_s3(url: str) -> bool:
     return url.startswith(_S3_SCHEMES)
 
 
+def s3_endpoint() -> str | None:
+    """Where the environment says that S3 is; None for Amazon's, or what AWS's own files say."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 def open_store(url: str, *, stall_s: float = STALL_S) -> tuple[Any, str]:
     """The file system of `url`, and the path in it.
 
@@ -55,6 +60,8 @@ def renew_credentials(fs: Any, refused_client: Any) -> None:
 
 def _s3_options(stall_s: float) -> dict[str, Any]:
     return {
+        # Here, so that another endpoint in the environment is another client in fsspec's cache.
+        "endpoint_url": s3_endpoint(),
         # A cached listing would hide what other machines have written since.
         "use_listings_cache": False,
         "config_kwargs": {

@@ -37,6 +37,7 @@ class Pump:
         self._watchdog = Watchdog(config.watchdog)
         self._failure = ""
         self._taking = threading.Lock()
+        self._reading = True
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="messages", daemon=True)
 
@@ -75,8 +76,11 @@ class Pump:
         try:
             messages = ray.get(self.box.take.remote(), timeout=30)
         except ray.exceptions.RayError as err:
-            logger.warning("messages of the workers cannot be read: %s", err)
+            if self._reading:
+                logger.warning("messages of the workers cannot be read: %s; tried again", err)
+            self._reading = False
             return
+        self._reading = True
         for message in messages:
             try:
                 self._handle(message)

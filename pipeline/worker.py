@@ -13,7 +13,6 @@ import argparse
 import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -26,7 +25,7 @@ from data_prep.manifest import DigestError
 from data_prep.storage import StorageError
 from pipeline import config as configs
 from pipeline.config import TrainConfig
-from pipeline.exits import fail
+from pipeline.exits import fail, leave
 from pipeline.loader import SampleError
 from pipeline.loop import train
 from pipeline.minibatches import total_nimg_of
@@ -102,4 +101,4 @@ def _join(config: TrainConfig, world: int) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    sys.exit(main())
+    leave(main())

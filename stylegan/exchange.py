@@ -1,5 +1,6 @@
 """What workers exchange: sums of statistics, and gradients by DDP."""
 
+import warnings
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
@@ -45,6 +46,8 @@ def parallel(module: nn.Module) -> nn.Module:
         return module
     # Buffers are equal on all workers by construction, w_avg by its own all-reduce.
     options: dict[str, Any] = {_SYNC_BUFFERS: False}
+    # A matrix of one row, such as D's last, has two orders of strides for the same memory.
+    warnings.filterwarnings("ignore", r"(?s)Grad strides do not match.*sizes\(\) = \[1, \d+\]")
     return DistributedDataParallel(module, **options)
 
 

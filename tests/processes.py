@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from pipeline.exits import leave
+
 
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody uses."""
@@ -24,6 +26,7 @@ def run_ranks(function: Callable[..., None], world: int, *args: Any) -> None:
 def _run(rank: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     function(rank, *args)
+    leave(0)
 
 
 class ProcessGroup:

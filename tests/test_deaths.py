@@ -17,6 +17,7 @@ from tests.training import Training
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(900),
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 

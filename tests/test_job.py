@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from tests.datasets import draw_images, make_data_set
 from tests.mlflow_server import MlflowServer
 from tests.ray_cluster import ROOT, RayCluster
 from tests.services import BUCKET, S3Server
-from tests.test_loop import OPTIONS
+from tests.test_loop import OPTIONS, digests
+from tests.training import Training
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -171,6 +173,24 @@ def test_the_same_job_again_goes_on_with_the_same_tracking_run_and_trains_nothin
     assert done.returncode == 0, done.stdout + done.stderr
     assert "goes on at 0.7 kimg" in done.stdout
     assert json.loads(storage.read_bytes(f"{finished}/result.json")) == before
+
+
+def test_a_killed_worker_is_restarted_and_the_run_ends_with_the_same_bits(
+    finished, ray_cluster, config_file, tmp_path
+):
+    """kill -9 of one worker in the middle; Ray Train restarts the group by itself."""
+    run_url = str(tmp_path / "run")
+    training = Training(
+        ray_cluster,
+        tmp_path / "log",
+        *("--config", str(config_file), f"run_url={run_url}", "evaluation.metrics=[]"),
+    )
+    training.wait_for(lambda: len(Checkpoints(run_url).list()) >= 2)
+    training.send(signal.SIGKILL, "RayTrainWorker")
+    training.wait_for_end(0)
+
+    assert training.said().count("training goes on at") == 1
+    assert digests(run_url) == digests(finished)
 
 
 def test_a_shard_altered_after_it_was_written_ends_the_run_at_once_and_by_name(

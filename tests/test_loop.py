@@ -94,7 +94,7 @@ def train_in_processes(config: TrainConfig, kill_at_nimg: int = 0) -> None:
     run_ranks(_train_rank, config.workers, config, free_port(), kill_at_nimg)
 
 
-def digests(run: Path) -> dict[str, str]:
+def digests(run: Path | str) -> dict[str, str]:
     """SHA-256 of all tensors of the newest checkpoint."""
     latest = Checkpoints(str(run)).latest()
     assert latest is not None

@@ -18,7 +18,7 @@ import pytest
 from data_prep import storage
 from tests.certificates import make_certificate
 from tests.fault_proxy import fault_proxy
-from tests.services import free_ports, start_s3_server
+from tests.services import free_ports, s3_client, start_s3_server
 
 QUICK = storage.Retry(attempts=2, first_wait_s=0.01)
 
@@ -272,6 +272,26 @@ def test_a_store_that_refuses_is_named_with_the_remedy(s3, change, message):
     assert "data_prep.storage.StorageError: " in said
     assert message.format(**names) in said
     assert seconds < 8
+
+
+def test_an_endpoint_that_changes_in_the_environment_is_the_one_that_is_asked(s3, monkeypatch):
+    storage.write_atomic(f"{s3.url}/a", b"1")
+    (port,) = free_ports(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    with pytest.raises(storage.StorageError, match="cannot read"):
+        storage.read_bytes(f"{s3.url}/a", retry=storage.Retry(attempts=1))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.server.endpoint)
+    assert storage.read_bytes(f"{s3.url}/a") == b"1"
+
+
+def test_objects_with_the_names_of_folders_are_not_listed(s3):
+    client = s3_client(s3.server)
+    for key in ("folder/", "folder/a", "folder/b/"):
+        bucket, _, base = s3.url.removeprefix("s3://").partition("/")
+        client.put_object(Bucket=bucket, Key=f"{base}/{key}", Body=b"")
+
+    assert list(storage.find(f"{s3.url}/folder")) == ["a"]
+    client.close()
 
 
 def test_a_missing_bucket_is_named(s3):
