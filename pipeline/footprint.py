@@ -6,14 +6,16 @@ counted as float32: bfloat16 and float16 take less.
 """
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from pipeline.beginning import new_state
 from pipeline.config import TrainConfig
 from pipeline.trial import Trial
 from stylegan.schedule import Phase
@@ -31,21 +33,34 @@ class Footprint:
 
 def footprint(config: TrainConfig, phase: Phase, *, batch: int) -> Footprint:
     """Of a worker with `batch` images of a minibatch, at the phase's level."""
+    (found,) = footprints(config, [(phase, batch)])
+    return found
+
+
+def footprints(config: TrainConfig, wanted: Iterable[tuple[Phase, int]]) -> list[Footprint]:
+    """Of a worker at each of these phases, with so many images of a minibatch."""
     plain = replace(config, step=replace(config.step, precision="float32", speed="eager"))
-    with _Living() as living:
-        trial = Trial(plain, phase, batch=batch, device=torch.device("meta"))
-        for network in (trial.state.G, trial.state.D, trial.state.Gs):
-            for tensor in [*network.parameters(), *network.buffers()]:
+    state = new_state(plain, torch.device("meta"))
+    networks: list[nn.Module] = [state.G, state.D, state.Gs]
+    tensors = [t for network in networks for t in [*network.parameters(), *network.buffers()]]
+    found = []
+    for phase, batch in wanted:
+        for network in networks:
+            network.zero_grad()
+        with _Living() as living:
+            for tensor in [*tensors, *state.tensors().values()]:
                 living.count(tensor)
-        state_bytes = sum(tensor.nbytes for tensor in trial.state.tensors().values())
-        trial()
-    return Footprint(state_bytes=state_bytes, peak_bytes=living.peak_bytes)
+            Trial(plain, phase, batch=batch, device=torch.device("meta"), state=state)()
+        state_bytes = sum(tensor.nbytes for tensor in state.tensors().values())
+        found.append(Footprint(state_bytes=state_bytes, peak_bytes=living.peak_bytes))
+    return found
 
 
 def largest_batch(config: TrainConfig, phase: Phase, *, most: int, memory_bytes: float) -> int:
     """The most images, up to `most`, that a worker can have at a time; 0 if it is none."""
     group = min(config.network.D.group, most)
-    one, two = (footprint(config, phase, batch=n * group).peak_bytes for n in (1, 2))
+    used = footprints(config, [(phase, n * group) for n in (1, 2)])
+    one, two = (each.peak_bytes for each in used)
     if one > memory_bytes:
         return 0
     more = int((memory_bytes - one) // max(two - one, 1))

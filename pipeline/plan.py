@@ -30,7 +30,7 @@ from pipeline import config as configs
 from pipeline.beginning import choose_device, new_state
 from pipeline.config import TrainConfig
 from pipeline.exits import fail
-from pipeline.footprint import footprint, largest_batch
+from pipeline.footprint import footprint, footprints, largest_batch
 from pipeline.memory import keep_freed_memory
 from pipeline.minibatches import total_nimg_of
 from pipeline.options import ConfigError
@@ -94,10 +94,9 @@ def plan(
         image_bytes: Of a stored image, by resolution.
     """
     rows, memory_bytes = [], cluster.memory_gib * 2**30
-    for phase in levels(config):
+    wanted = [(p, max(len(part) for part in _shares(config, p))) for p in levels(config)]
+    for (phase, share), used in zip(wanted, footprints(config, wanted), strict=True):
         kimg = _images(config, phase.resolution) / 1000
-        share = max(len(part) for part in _shares(config, phase))
-        used = footprint(config, phase, batch=share)
         images_per_s, binds = None, ""
         if phase.resolution in rates:
             seconds = {

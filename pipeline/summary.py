@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline import config as configs
 from pipeline.beginning import new_state
 from pipeline.config import TrainConfig
-from pipeline.footprint import footprint
+from pipeline.footprint import footprints
 from pipeline.minibatches import total_nimg_of
 from pipeline.trial import levels
 from stylegan.networks.interface import Discriminator, DiscriminatorConfig, Generator
@@ -55,9 +55,8 @@ def memory_table(config: TrainConfig) -> Table:
     table = Table(title="memory of a worker", title_justify="left")
     for name in ("level", "images of a minibatch", "GiB", "of it networks and optimizers"):
         table.add_column(name, justify="right")
-    for phase in levels(config):
-        share = max(_shares(config, phase.batch))
-        used = footprint(config, phase, batch=share)
+    wanted = [(phase, max(_shares(config, phase.batch))) for phase in levels(config)]
+    for (phase, share), used in zip(wanted, footprints(config, wanted), strict=True):
         table.add_row(
             f"{phase.resolution} px",
             str(share),

@@ -36,7 +36,7 @@ from pipeline.registry import RegistryError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    options = _parser().parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -59,21 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    found = argparse.ArgumentParser(
         prog="python pipeline/train.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    found.add_argument(
         "--config",
         required=True,
         action="append",
         help="preset or YAML file; given again, the next is laid over it",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be run, and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that differ")
-    return parser
+    found.add_argument("--dry-run", action="store_true", help="show what would be run, and stop")
+    found.add_argument("overrides", nargs="*", metavar="key=value", help="options that differ")
+    return found
 
 
 if __name__ == "__main__":

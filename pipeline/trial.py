@@ -9,6 +9,7 @@ from pipeline.config import TrainConfig
 from pipeline.minibatches import Minibatch, RunDraws
 from stylegan.schedule import Phase, phases
 from stylegan.split import Split
+from stylegan.state import TrainState
 from stylegan.step import Part, TrainingStep
 
 
@@ -16,14 +17,28 @@ class Trial:
     """One worker's training at one level; each call is a minibatch."""
 
     def __init__(
-        self, config: TrainConfig, phase: Phase, *, batch: int, device: torch.device
+        self,
+        config: TrainConfig,
+        phase: Phase,
+        *,
+        batch: int,
+        device: torch.device,
+        state: TrainState | None = None,
     ) -> None:
-        """`batch`: images of this worker in a minibatch, whatever the phase says."""
+        """Begin a training.
+
+        Args:
+            config: Of the run.
+            phase: Its level and rates.
+            batch: Images of this worker in a minibatch, whatever the phase says.
+            device: Where it trains.
+            state: What to go on from; None for a new one.
+        """
         self.config, self.device = config, device
         self.phase = replace(phase, batch=batch)
         group, micro_batch = config.network.D.group, config.step.micro_batch
         split = Split(group=group, micro_batch=micro_batch)
-        self.state = new_state(config, device)
+        self.state = new_state(config, device) if state is None else state
         self._step = TrainingStep(self.state, loss=config.loss, config=config.step, split=split)
         self._step.enter(self.phase)
         self._shares = split.parts(batch)
