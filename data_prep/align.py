@@ -172,7 +172,7 @@ def _finder(model: str) -> tuple[Any, Any]:
         import dlib
     except ImportError as err:
         raise ValueError(
-            "--face-model needs dlib; pip install 'stylegan-pipeline[align]' or give --landmarks"
+            "--face-model needs dlib; pip install -e '.[align]' or give --landmarks"
         ) from err
     try:
         return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(local_model(model)))

@@ -19,6 +19,7 @@ from data_prep.align import Points, points_of, read_landmarks
 from data_prep.images import (
     SUFFIXES,
     SUFFIXES_BY_FORMAT,
+    TOLD_BY,
     BadImageError,
     ImageConfig,
     Picture,
@@ -105,7 +106,7 @@ def examine(config: DoctorConfig, progress: Progress) -> Report:
         listing = list_sources(config.sources, Path(scratch), config.include)
         entries, source = listing.entries, listing.source
         if not entries:
-            raise SourceError(f"source {report.title} holds no images; their suffixes tell them")
+            raise SourceError(f"source {report.title} holds no images; {TOLD_BY}")
         faces = read_landmarks(config.landmarks) if config.landmarks else {}
         seen = _Seen(len(entries))
         look = partial(_look, source, config.image)

@@ -27,6 +27,7 @@ SUFFIXES_BY_FORMAT = {
 }
 FORMATS = tuple(SUFFIXES_BY_FORMAT)
 SUFFIXES = frozenset(suffix for suffixes in SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
+TOLD_BY = f"they are told by their suffixes, {', '.join(sorted(SUFFIXES))}"
 LARGEST_PIXELS = 2**27
 """Of a source image: decoding one takes up to 3 GB."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

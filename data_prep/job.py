@@ -19,7 +19,7 @@ from typing import Any
 
 from data_prep import ray_start, storage
 from data_prep.align import Points, check_face_model, points_of, read_landmarks
-from data_prep.images import BadImageError, kind_of, load_image
+from data_prep.images import TOLD_BY, BadImageError, kind_of, load_image
 from data_prep.job_config import JobConfig
 from data_prep.labels import LabelTable, read_labels
 from data_prep.manifest import Labels, Level, Manifest, manifest_url
@@ -69,7 +69,7 @@ def run_job(config: JobConfig, progress: Progress) -> JobReport:
     with workplace(config.dest) as scratch, _executor(config) as executor:
         listing = list_sources(config.sources, scratch, config.include)
         if not listing.entries:
-            raise ValueError(f"source {config.shown} holds no images; their suffixes tell them")
+            raise ValueError(f"source {config.shown} holds no images; {TOLD_BY}")
         labels = read_labels(config.labels, listing)
         faces = read_landmarks(config.landmarks) if config.landmarks else {}
         if config.image.face_model:

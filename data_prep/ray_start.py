@@ -75,19 +75,26 @@ def start_ray(address: str, *, workers: int) -> None:
     cores that do not come would be the worse surprise.
 
     Raises:
-        ConnectionError: Nobody answers at the address.
+        ConnectionError: Nobody answers at the address, or a local Ray does not start.
     """
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local" or (address == "auto" and not joins_cluster()):
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, workers),
-            include_dashboard=False,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-            **options,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, workers),
+                include_dashboard=False,
+                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+                **options,
+            )
+        except Exception as err:  # Ray raises no class of its own
+            reason = str(err).strip().partition("\n")[0]
+            raise ConnectionError(
+                f"Ray did not start on this machine ({reason}); free processors, memory or disk "
+                f"space and run the same command again"
+            ) from err
         return
     _check_answers(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
     if '"working_dir"' not in os.environ.get(JOB_VARIABLE, ""):

@@ -261,7 +261,12 @@ def _parser() -> argparse.ArgumentParser:
             help=of + shown,
         )
     command.add_argument("--mirror", action="store_true", help="flip half of the images")
-    command.add_argument("--device", choices=get_args(Device), default="auto")
+    command.add_argument(
+        "--device",
+        choices=get_args(Device),
+        default="auto",
+        help="what it trains on (default auto: a GPU where there is one)",
+    )
     command.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
     return parser
 

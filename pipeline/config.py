@@ -12,12 +12,14 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from data_prep.manifest import Manifest
 from pipeline import options
@@ -331,14 +333,24 @@ def _section(hint: Any, kind: str) -> type | None:
     return next((c for c in choices if isinstance(c, type)), None)
 
 
+_TYPE = re.compile(r"\[key\]|int|float|str|bool|(list|tuple|dict)\[.*")
+"""What pydantic puts among the keys."""
+
+
 def _sentence(err: ValidationError) -> str:
     """The first thing pydantic found, in one sentence."""
     first = err.errors()[0]
     kinds = family.KINDS if first["loc"][:1] == ("network",) else ()
-    key = ".".join(str(p) for p in first["loc"] if p != "[key]" and p not in kinds)
+    parts = [str(part) for part in first["loc"] if part not in kinds]
+    key = ".".join(part for part in parts if not _TYPE.fullmatch(part))
+    sentence = _said(first, key)
     for name in _SHARED:
         for network in ("G", "D"):
-            key = key.replace(f"network.{network}.{name}", f"network.{name}")
+            sentence = sentence.replace(f"network.{network}.{name}", f"network.{name}")
+    return sentence
+
+
+def _said(first: ErrorDetails, key: str) -> str:
     if first["type"] == "value_error":
         message = str(first["ctx"]["error"])
         if key in ("network.G", "network.D"):

@@ -1,11 +1,13 @@
 """The main job on real images with one command: `make demo`, or `python -m pipeline.demo`.
 
 Emoji from a pip package are sharded, a small StyleGAN is trained, evaluated and registered, pulled
-back from the registry in another process and asked for pictures. Everything lies below FOLDER.
+back from the registry in another process and asked for pictures. Everything lies below
+~/stylegan-demo.
 Interrupted? The same command again goes on.
 """
 # ruff: noqa: T201 (a command line prints)
 
+import argparse
 import filecmp
 import importlib.metadata
 import os
@@ -45,8 +47,13 @@ class DemoError(RuntimeError):
     """A step failed, or what it made is not good enough; the message is for the user."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run all steps; the exit code."""
+    argparse.ArgumentParser(
+        prog="python -m pipeline.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(arguments)
     console = Console(highlight=False)
     start_s = time.monotonic()
     try:
@@ -173,7 +180,10 @@ def _next_commands(python: Path, result: Result) -> list[str]:
             f"{this} -m pipeline.generate images --model {demo}/model --seeds 100-163 "
             f"--out {demo}/more"
         ),
-        f"{mlflow} ui --backend-store-uri {shlex.quote(result.tracking_uri)}",
+        (
+            f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri "
+            f"{shlex.quote(result.tracking_uri)}"
+        ),
         (
             f"{this} -m data_prep shard ~/Pictures {own}/data --resolution 64 && {this} "
             f"pipeline/train.py --config demo data.url={own}/data run_url={own}/run"

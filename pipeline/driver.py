@@ -38,7 +38,7 @@ from pipeline.preflight import absolute, claimed, local_folder, preflight, track
 from pipeline.progress import Display, display
 from pipeline.pump import Pump
 from pipeline.record import read_record, update_record
-from pipeline.result import Result
+from pipeline.result import Result, read_result
 from pipeline.revision import code_revision
 from pipeline.signals import stopping_by
 from pipeline.supervisor import supervise
@@ -68,12 +68,14 @@ class Driver:
         manifest = preflight(self.config)
         with claimed(self.config):
             tracker = open_tracker(self.config, uri)
-            status: Status = "FAILED"
+            complete = self._complete()
+            status: Status = "FINISHED" if complete else "FAILED"
             try:
-                result = self._tracked(tracker, manifest)
+                result = self._tracked(tracker, manifest, complete=complete)
                 status = "FINISHED"
             except KeyboardInterrupt:
-                status = "KILLED"
+                if not complete:
+                    status = "KILLED"
                 raise
             finally:
                 tracker.finish(status)
@@ -81,8 +83,16 @@ class Driver:
                     ray.shutdown()
         return result
 
-    def _tracked(self, tracker: Tracker, manifest: Manifest) -> Result:
+    def _complete(self) -> bool:
+        """Whether the run has come to its end before: what it was made with stays true."""
+        try:
+            return read_result(self.config.run_url).nimg >= total_nimg_of(self.config)
+        except storage.MissingError:
+            return False
+
+    def _tracked(self, tracker: Tracker, manifest: Manifest, *, complete: bool) -> Result:
         config = self.config
+        revision = {} if complete else {"code_revision": code_revision()}
         update_record(
             config.run_url, tracking_run_id=tracker.run_id, tracking_uri=tracker.config.uri
         )
@@ -91,7 +101,7 @@ class Driver:
             tags={
                 "data_digest": manifest.digest,
                 "config_digest": config.digest,
-                "code_revision": code_revision(),
+                **revision,
                 "run_url": config.run_url,
             },
             config_text=configs.to_yaml(config),

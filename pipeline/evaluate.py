@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = evaluate(url, data_url, config, cache_url=options.cache, map=fan_out)
             if not options.model:
                 _keep(url, results)
-    except (StorageError, DigestError, TrackingError, RegistryError) as err:
+    except (OSError, DigestError, TrackingError, RegistryError) as err:
         return fail(1, err)
     except ValueError as err:
         return fail(2, err)
@@ -163,8 +163,18 @@ def parser() -> argparse.ArgumentParser:
         action="store_false",
         help="path lengths look at whole images, not at the middle, where faces are",
     )
-    parser.add_argument("--device", choices=get_args(Device), default=_DEFAULT.device)
-    parser.add_argument("--precision", choices=get_args(Precision), default=_DEFAULT.precision)
+    parser.add_argument(
+        "--device",
+        choices=get_args(Device),
+        default=_DEFAULT.device,
+        help="what the networks run on (default auto: a GPU where there is one)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default=_DEFAULT.precision,
+        help="of Inception and VGG16 (default float32); bfloat16 moves features by 1-2 %%",
+    )
     parser.add_argument("--weights", metavar="URL", default="", help="of the feature networks")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument(

@@ -178,7 +178,7 @@ def _quiet() -> Iterator[None]:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as err:
         raise ModuleNotFoundError(
-            f"{err.name} is not installed; get it with pip install 'stylegan-pipeline[onnx]'"
+            f"{err.name} is not installed; get it with pip install -e '.[onnx]'"
         ) from err
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -49,9 +49,9 @@ def refuse_secret(option: str, url: str) -> None:
     """
     found = _SECRET.search(url)
     if found:
-        secret = found[1] or found[2]
+        start, end = found.span(1 if found[1] else 2)
         raise ConfigError(
-            f"{option} is {url.replace(secret, '***')}, a URL with a secret, which would be stored "
+            f"{option} is {url[:start]}***{url[end:]}, a URL with a secret, which would be stored "
             f"with the run; leave it out and give credentials in the environment (AWS_*, "
             f"MLFLOW_TRACKING_USERNAME and _PASSWORD)"
         )
@@ -114,7 +114,7 @@ def _set(options: dict[Any, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"{override!r} is no override; write dotted.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError as err:
         raise ConfigError(f"the value of {override!r} is not YAML; quote it") from err
     *path, last = key.split(".")

@@ -27,7 +27,6 @@ from rich.console import Console
 
 from data_prep import ray_start
 from data_prep.manifest import DigestError
-from data_prep.storage import StorageError
 from pipeline import config as configs
 from pipeline.exits import fail
 from pipeline.mlflow_client import TrackingError
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pipeline.driver import Driver
 
         Driver(config, console).run()
-    except (StorageError, TrackingError, DigestError, RegistryError, RuntimeError) as err:
+    except (OSError, TrackingError, DigestError, RegistryError, RuntimeError) as err:
         return fail(1, err)
     except ValueError as err:
         return fail(2, err)

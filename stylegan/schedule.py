@@ -74,7 +74,7 @@ class ScheduleConfig:
                 _check_power_of_two(key, resolution)
                 if not 0 < value < math.inf:
                     raise ValueError(
-                        f"schedule.{key}[{resolution}] is {value}; it must be above 0, "
+                        f"schedule.{key}.{resolution} is {value}; it must be above 0, "
                         "or leave it out to take the table's"
                     )
 
@@ -180,7 +180,7 @@ def _batch(resolution: int, config: ScheduleConfig) -> int:
     if config.table == "none":
         raise ValueError(
             f"schedule.batch has no value for {resolution} px and schedule.table is 'none'; "
-            f"add schedule.batch[{resolution}] or choose a table from official-1, -2, -4, -8"
+            f"set schedule.batch.{resolution} or choose a table from official-1, -2, -4, -8"
         )
     by_resolution, base = _BATCH[config.table]
     return by_resolution.get(resolution, base)

@@ -195,7 +195,7 @@ def test_the_model_is_unpacked_once_and_kept(tmp_path, monkeypatch):
 def test_dlib_finds_the_face_of_a_photograph():
     """dlib is an optional extra, and its model and a photograph are nowhere to be had by pip."""
     how = (
-        "to run it, `pip install 'stylegan-pipeline[align]'`, and set FACE_MODEL to dlib's "
+        "to run it, `pip install -e '.[align]'`, and set FACE_MODEL to dlib's "
         "shape_predictor_68_face_landmarks.dat and FACE_PHOTOGRAPH to a photograph of one face"
     )
     pytest.importorskip("dlib", reason=how)

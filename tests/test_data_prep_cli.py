@@ -93,7 +93,11 @@ def test_an_unreadable_image_is_named_counted_quarantined_and_told_by_the_exit_c
     ("source", "options", "message"),
     [
         ("nothing", [], "source {tmp}/nothing does not exist"),
-        ("empty", [], "source {tmp}/empty holds no images; their suffixes tell them"),
+        (
+            "empty",
+            [],
+            "source {tmp}/empty holds no images; they are told by their suffixes, .bmp, ",
+        ),
         ("text", [], "source {tmp}/text holds no images"),
         ("x.zip", [], "source {tmp}/x.zip is none of the known forms: folder, zip"),
         ("half.zip", [], "source {tmp}/half.zip is damaged: a zip whose end is missing"),

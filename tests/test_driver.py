@@ -1,5 +1,6 @@
 """The driver without a cluster: what it decides, what it leaves, and how its command line ends."""
 
+import dataclasses
 import os
 from pathlib import Path
 from unittest import mock
@@ -19,6 +20,7 @@ from pipeline.metric import MetricResult
 from pipeline.mlflow_client import TrackingError, connect
 from pipeline.options import ConfigError
 from pipeline.record import read_record, update_record
+from pipeline.result import Result
 from tests.processes import free_port
 from tests.test_loop import tiny_config
 
@@ -133,10 +135,10 @@ def test_a_record_keeps_what_is_not_set_anew(tmp_path):
 def command(tmp_path, capsys):
     """Runs `pipeline/train.py` in this process; exit code and what it says."""
 
-    def run(data):
+    def run(data, *options):
         with mock.patch.dict(os.environ):
             places = [f"data.url={data}", f"run_url={tmp_path}/run"]
-            code = train.main(["--config", "demo", "network.resolution=16", *places])
+            code = train.main(["--config", "demo", "network.resolution=16", *places, *options])
         return code, capsys.readouterr().err
 
     return run
@@ -151,6 +153,28 @@ def test_a_manifest_cut_short_ends_the_command_with_its_name(command, tiny_data,
     assert code == 2
     assert said.startswith(f"error: {tmp_path}/manifest.json is not JSON")
     assert said.count("\n") == 1
+
+
+def test_a_cluster_that_does_not_answer_is_named_and_a_complete_run_stays_complete(
+    command, tiny_data, tmp_path
+):
+    address = f"127.0.0.1:{free_port()}"
+    code, said = command(tiny_data, f"ray.address={address}", "schedule.total_kimg=1")
+    assert code == 1
+    assert said.startswith(f"error: nobody answers at {address}: ")
+    assert said.count("\n") == 1
+    record = read_record(f"{tmp_path}/run")
+    client = connect(record["tracking_uri"])
+    assert client.get_run(record["tracking_run_id"]).info.status == "FAILED"
+
+    values = {field.name: {} for field in dataclasses.fields(Result)}
+    Result(**{**values, "run_url": f"{tmp_path}/run", "nimg": 1000}).write()
+    before = client.get_run(record["tracking_run_id"]).data.tags["code_revision"]
+    with mock.patch("pipeline.driver.code_revision", return_value="another"):
+        assert command(tiny_data, f"ray.address={address}", "schedule.total_kimg=1")[0] == 1
+    run = client.get_run(record["tracking_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["code_revision"] == before
 
 
 @pytest.mark.parametrize("content", ['{"tracking_run_id": "', "[]", ""])

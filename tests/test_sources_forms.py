@@ -187,5 +187,5 @@ def test_a_tar_without_images_is_empty_not_unknown(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w"):
         pass
 
-    with pytest.raises(ValueError, match=r"source .*x.tar holds no images; their suffixes tell th"):
+    with pytest.raises(ValueError, match=r"source .*x.tar holds no images; they are told by th"):
         shard(tmp_path / "x.tar", tmp_path / "data")

@@ -4,6 +4,7 @@ They run in processes of their own, where no shapes are checked: the checks cann
 """
 
 import functools
+import shutil
 
 import pytest
 import torch
@@ -20,6 +21,10 @@ from stylegan.state import TrainState
 from stylegan.step import Part, StepConfig, TrainingStep
 from tests.networks import SplitDraws, networks, reals_of
 from tests.processes import run_ranks
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler here"
+)
 
 BATCH = 8
 LAZY = LossConfig(r1_interval=2, path_weight=2, path_interval=2)

@@ -90,7 +90,7 @@ def _parts(url: str, scratch: Path, include: str) -> list[_Part]:
             return [_Part("", listing)]
         inside = [_list_file(storage.join(url, name), scratch, include) for name in archives]
     except storage.MissingError as err:
-        raise SourceError(f"source {url} does not exist") from err
+        raise SourceError(f"source {url} does not exist; check the path or URL") from err
     except storage.StorageError:
         raise
     except OSError as err:
@@ -103,7 +103,7 @@ def _is_folder(url: str) -> bool:
     if path is None:
         return storage.is_folder(url)
     if not path.exists():
-        raise SourceError(f"source {url} does not exist")
+        raise SourceError(f"source {url} does not exist; check the path or URL")
     return path.is_dir()
 
 

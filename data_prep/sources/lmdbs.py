@@ -82,6 +82,6 @@ def _lmdb() -> Any:
         import lmdb
     except ImportError as err:
         raise SourceError(
-            "reading an LMDB needs the package lmdb; pip install 'stylegan-pipeline[lmdb]'"
+            "reading an LMDB needs the package lmdb; pip install -e '.[lmdb]'"
         ) from err
     return lmdb
