@@ -27,7 +27,10 @@ def normal(shape: tuple[int, ...], rng: torch.Generator) -> Float[Tensor, "..."]
 def activate(
     x: Float[Tensor, "..."], activation: Activation, *, gain: float = 1.0
 ) -> Float[Tensor, "..."]:
-    """Leaky ReLU of slope 0.2, or ReLU, times `gain`."""
+    """Leaky ReLU of slope 0.2, or ReLU, times `gain`.
+
+    At exactly 0 its gradient is that of torch, 0.2; the official one is 1.
+    """
     y = leaky_relu(x, 0.2) if activation == "leaky_relu" else relu(x)
     return y if gain == 1 else y * gain
 

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-import torch._dynamo
 from torch import nn
 
 Speed = Literal["eager", "compile", "max"]
@@ -33,8 +32,11 @@ def compile_blocks(network: nn.Module, speed: Speed, *, backend: str = "inductor
     """
     if speed == "eager":
         return
-    torch._dynamo.config.recompile_limit = _COMPILATIONS
-    torch._dynamo.config.accumulated_recompile_limit = _COMPILATIONS
+    # Late, because it costs a second.
+    from torch._dynamo import config as dynamo_config
+
+    dynamo_config.recompile_limit = _COMPILATIONS
+    dynamo_config.accumulated_recompile_limit = _COMPILATIONS
     options = {"mode": _MODES[speed]} if backend == "inductor" else {}
     for part in _parts(network):
         part.compile(backend=backend, dynamic=False, **options)

@@ -134,9 +134,12 @@ def test_weights_go_back_under_the_names_they_were_imported_from(tmp_path, suffi
     assert told["synthesis_kwargs"].items() >= arguments.items()
 
 
-def test_an_official_pickle_of_tensorflow_reads_alike_by_way_of_the_other_names():
+@pytest.mark.parametrize(
+    "path", sorted(GOLDEN_DIR.glob("H1_stylegan2*.pkl.gz")), ids=lambda path: path.name
+)
+def test_golden_pickles_of_stylegan2_read_alike_by_way_of_the_other_names(path):
     """TensorFlow's file -> ours -> names of PyTorch -> ours."""
-    Gs = snapshot.read((GOLDEN_DIR / "H1_stylegan2.pkl.gz").read_bytes(), "Gs").network
+    Gs = snapshot.read(path.read_bytes(), "Gs").network
 
     tensors = pytorch.state_dict(Gs)
 

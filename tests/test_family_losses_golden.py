@@ -48,22 +48,23 @@ def gradients(network: Generator | Discriminator, *, keep: bool = False) -> dict
     return found
 
 
-def _pggan_cases() -> list[tuple[str, str, float]]:
+def _pggan_cases() -> list[tuple[str, str, str]]:
     return [
-        (name, match[1], float(match[2]))
+        (name, match[1], match[2])
         for name in sets("D2_*")
         for item in entry(name)["arrays"]
         if (match := re.fullmatch(r"out/(.+)_lod([\d.]+)/loss", item["key"]))
     ]
 
 
-@pytest.mark.parametrize(("name", "case", "lod"), _pggan_cases())
-def test_golden_progressive_gan_losses_and_gradients(name: str, case: str, lod: float):
+@pytest.mark.parametrize(("name", "case", "written_lod"), _pggan_cases())
+def test_golden_progressive_gan_losses_and_gradients(name: str, case: str, written_lod: str):
+    lod = float(written_lod)
     golden, kwargs = arrays(name), entry(name)["static_kwargs"]
     G, D = official_names.pggan(kwargs, golden, original=True)
     labels = torch.from_numpy(golden["in/labels"]) if "in/labels" in golden else None
     draws, n = draws_of(golden["in/z"], G), len(golden["in/z"])
-    out = f"out/{case}_lod{lod:g}"
+    out = f"out/{case}_lod{written_lod}"
     fakes, _ = generate(G, draws, labels, lod)
     fakes = fakes.detach()
     if case.startswith("G"):
@@ -92,7 +93,7 @@ def test_golden_progressive_gan_losses_and_gradients(name: str, case: str, lod: 
     for key, value in stored.items():
         expected = to_ours(key, official_names.transposed(key, value))
         assert_close(found[key], expected.numpy(), 1e-4, f"gradient of {key}")
-    assert_norms(found, name, f"{case}_lod{lod:g}")
+    assert_norms(found, name, f"{case}_lod{written_lod}")
 
 
 def stylegan2(name: str) -> tuple[Generator, Discriminator]:
@@ -111,7 +112,7 @@ def assert_gradients(found: dict[str, Tensor], golden: dict[str, np.ndarray], pr
     expected = under(golden, prefix)
     assert expected
     for key, value in expected.items():
-        loose = "4x4/Const" in key or "G_mapping" in key or "mod_" in key
+        loose = "4x4/Const" in key or "G_mapping" in key
         mine = to_ours(key, value).numpy()
         assert_close(found[key], mine, 1e-3 if loose else 1e-4, f"{prefix}{key}")
 
@@ -141,7 +142,7 @@ def test_golden_stylegan2_adversarial_losses_and_r1(name: str):
     fakes, _ = generate(G, draws, None, 0.0)
     fake_logits, _ = judge(D, fakes.detach(), None, 0.0)
     assert_close(
-        losses.g_logistic_ns(fake_logits).detach()[:, None], golden["out/G_logistic_ns"], 2e-5
+        losses.g_logistic_ns(fake_logits).detach()[:, None], golden["out/G_logistic_ns"], 1e-5
     )
 
     reals = torch.from_numpy(goldens.network_images(golden["in/reals_u8"]))
@@ -153,11 +154,11 @@ def test_golden_stylegan2_adversarial_losses_and_r1(name: str):
     reals.requires_grad_()
     real_logits, _ = judge(D, reals, None, 0.0)
     D_losses = losses.d_logistic(real_logits, fake_logits)
-    assert_close(D_losses.detach()[:, None], golden["out/D_logistic"], 2e-5)
+    assert_close(D_losses.detach()[:, None], golden["out/D_logistic"], 1e-5)
 
     penalty = losses.gradient_penalty(real_logits, reals, 10.0).detach()
-    assert_close(penalty, golden["out/r1_reg"], 1e-4)
-    assert_close(penalty / 5, golden["out/r1_gradient_penalty"], 1e-4)
+    assert_close(penalty, golden["out/r1_reg"], 1e-5)
+    assert_close(penalty / 5, golden["out/r1_gradient_penalty"], 1e-5)
     total, _ = LazyR1(D, config)(reals, None, DiscriminatorDraws(), 0.0)
     (total / n / config.r1_interval).backward()
     found = gradients(D)
@@ -176,13 +177,13 @@ def test_golden_stylegan2_path_lengths_and_their_regularization(name: str):
     assert cases
     for case in cases:
         lengths = PathLengths(G)(draws, None, noise, 0.0)
-        assert_close(lengths.detach(), golden["out/pl_lengths"], 1e-4)
+        assert_close(lengths.detach(), golden["out/pl_lengths"], 1e-5)
         before, after = golden[f"out/{case}/pl_mean_before_after"]
         mean = lengths.detach().mean()
         average = torch.lerp(torch.tensor(before), mean, decay)
         assert float(average) == pytest.approx(float(after), rel=1e-5)
         assert_close(
-            weight * (lengths.detach() - average).square(), golden[f"out/{case}/reg"], 1e-4
+            weight * (lengths.detach() - average).square(), golden[f"out/{case}/reg"], 1e-5
         )
         factors = losses.path_factors(lengths.detach(), mean, average, decay)
         (weight * (factors * lengths).mean()).backward()
