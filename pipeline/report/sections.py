@@ -63,9 +63,7 @@ def _strip(run: Run) -> Section:
 
 
 def _curves(run: Run) -> Section:
-    spans = phase_spans(
-        run.history.get("progress/lod", ()), resolution=run.config.network.resolution
-    )
+    spans = _spans(run)
     return Section(
         id="curves",
         title="Curves",
