@@ -72,7 +72,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.keep_last < 1:
             raise ValueError(f"keep_last is {self.keep_last}; keep at least 1 checkpoint")
-        if self.keep_every_kimg < 0:
+        if not self.keep_every_kimg >= 0:
             raise ValueError(
                 f"keep_every_kimg is {self.keep_every_kimg}; choose 0 (none) or a positive number"
             )

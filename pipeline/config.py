@@ -33,7 +33,7 @@ from pipeline.pulse import WatchdogConfig
 from pipeline.sections import DataConfig, NetworkConfig, RayConfig, RegistryConfig
 from pipeline.tracking import TrackingConfig, flatten
 from stylegan.draws import Draws
-from stylegan.networks import family
+from stylegan.networks import family, stylegan2
 from stylegan.objective import LossConfig
 from stylegan.optimizer import OptimizerConfig
 from stylegan.schedule import ScheduleConfig, phases
@@ -99,6 +99,7 @@ class TrainConfig:
                 f"step.speed is {self.step.speed}, but networks of kind {self.network.kind} have "
                 "no blocks to compile; set step.speed=eager"
             )
+        self._check_networks()
         if not self.network.G.grows:
             full = replace(self.schedule, first_resolution=self.network.resolution)
             object.__setattr__(self, "schedule", full)
@@ -108,6 +109,26 @@ class TrainConfig:
     def worker_range(self) -> tuple[int, int]:
         """The least and the most workers."""
         return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+    def _check_networks(self) -> None:
+        """See that G and D grow together, and that there are styles where they are to be mixed."""
+        G, D = self.network.G, self.network.D
+        if isinstance(G, stylegan2.GeneratorConfig) and G.grows != D.grows:
+            assert isinstance(D, stylegan2.DiscriminatorConfig), "both are of one kind"
+            remedy = "network.D.architecture=growing or network.G.architecture=skip"
+            if D.grows:
+                remedy = "network.G.architecture=growing or network.D.architecture=residual"
+            raise ValueError(
+                f"network.G.architecture is {G.architecture} and network.D.architecture is "
+                f"{D.architecture}; both must grow or neither: set {remedy}"
+            )
+        # The default mixes nothing where there are no styles; another number was asked for.
+        mixing_prob = self.step.mixing_prob
+        if mixing_prob not in (0, StepConfig.mixing_prob) and G.layers() == 1:
+            raise ValueError(
+                f"step.mixing_prob is {mixing_prob}, but this generator of kind {G.kind} has no "
+                "styles to mix; set step.mixing_prob=0"
+            )
 
     def _check_split(self) -> None:
         """See that every minibatch can be shared out among any number of workers there may be."""

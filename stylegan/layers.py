@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear, pad, relu
 
+from stylegan.arguments import check_batch
 from stylegan.convolution import convolve
 
 Activation = Literal["leaky_relu", "relu"]
@@ -191,9 +192,15 @@ def append_minibatch_stddev(
         features: Maps to append; c must be a multiple.
 
     Raises:
-        ValueError: The batch is no multiple of the group.
+        ValueError: The batch is no multiple of the group, or c none of the features.
     """
+    check_batch("x", x, by="append_minibatch_stddev")
     n, c, h, w = x.shape
+    if group < 1 or features < 1 or c % features:
+        raise ValueError(
+            f"group is {group} and features {features}, but append_minibatch_stddev takes 1 or "
+            f"more of each, and features that divide the {c} of x; choose group=4, features=1"
+        )
     group = min(group, n)
     if n % group:
         raise ValueError(

@@ -68,6 +68,11 @@ class ProjectionConfig:
                 f"noise_weight of a projection is {self.noise_weight}; choose 0 or more, 1e5 in "
                 f"the paper"
             )
+        for key in ("learning_rate", "ramp_up", "ramp_down", "perturbation", "perturbed"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(
+                    f"{key} of a projection is {getattr(self, key)}; choose a number from 0 up"
+                )
         for key in ("steps", "mean_latents"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} of a projection is {getattr(self, key)}; choose 1 or more")

@@ -12,16 +12,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d, interpolate, pad
 
+from stylegan.arguments import check_batch
+
 
 def blocky_up(images: Float[Tensor, "n c h w"], factor: int = 2) -> Float[Tensor, "n c H W"]:
     """Nearest-neighbour enlargement: every pixel becomes a block of `factor` x `factor`."""
+    check_batch("images", images, by="blocky_up")
     if factor == 1:
         return images
     return interpolate(images, scale_factor=factor, mode="nearest")
 
 
 def box_down(images: Float[Tensor, "n c H W"], factor: int = 2) -> Float[Tensor, "n c h w"]:
-    """Mean over blocks of `factor` x `factor` pixels."""
+    """Mean over blocks of `factor` x `factor` pixels.
+
+    Raises:
+        ValueError: They are no batch, or pixels would be left over.
+    """
+    check_batch("images", images, by="box_down")
+    if images.shape[2] % factor or images.shape[3] % factor:
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}, but box_down takes sides that {factor} "
+            f"divides; crop or enlarge them"
+        )
     if factor == 1:
         return images
     return avg_pool2d(images, factor)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from stylegan.arguments import check_floating, check_shape
 from stylegan.draws import Draws, Purpose
 from stylegan.networks import family
 from stylegan.networks.interface import Generator, GeneratorConfig
@@ -96,6 +97,8 @@ def sample(
         ValueError: An argument is out of range.
     """
     _check_seeds(seeds)
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; choose 1 or more images at a time")
     if labels is not None and len(labels) != len(seeds):
         raise ValueError(
             f"labels are {len(labels)}, but seeds {len(seeds)}; give one label for each seed"
@@ -193,8 +196,12 @@ def mix(
         layers: See `style_layers`.
 
     Raises:
-        ValueError: There is nothing to mix, or the numbers of sources differ.
+        ValueError: There is nothing to mix, the numbers of sources differ, or there is no such
+            layer.
     """
+    for name, ws in (("a", a), ("b", b)):
+        remedy = "pass one w for each layer of each source"
+        check_shape(name, ws, ("n", "l", "w"), by="mix", remedy=remedy)
     if a.shape[1] == 1:
         raise ValueError("this network has no styles to mix: all of its layers take the same w")
     if a.shape[1:] != b.shape[1:] or (len(a) != len(b) and 1 not in (len(a), len(b))):
@@ -202,8 +209,12 @@ def mix(
             f"sources have shapes {tuple(a.shape)} and {tuple(b.shape)}; mix as many ws as there "
             f"are, or one with each"
         )
-    chosen = torch.zeros(a.shape[1], dtype=torch.bool, device=a.device)
-    chosen[layers.start : layers.stop] = True
+    if not set(layers) <= set(range(a.shape[1])):
+        raise ValueError(
+            f"layers are {layers.start} to {layers.stop - 1}, but the sources have layers 0 to "
+            f"{a.shape[1] - 1}; choose among these"
+        )
+    chosen = torch.tensor([layer in layers for layer in range(a.shape[1])], device=a.device)
     return torch.where(chosen[:, None], b, a)
 
 
@@ -213,6 +224,7 @@ def one_hot(classes: Int64[Tensor, " n"], label_size: int) -> Float[Tensor, "n d
     Raises:
         ValueError: There is no such class.
     """
+    check_shape("classes", classes, ("n",), by="one_hot", remedy="pass one class for each image")
     if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < label_size:
         raise ValueError(
             f"label is {int(classes[(classes < 0) | (classes >= label_size)][0])}, but the network "
@@ -225,6 +237,7 @@ def one_hot(classes: Int64[Tensor, " n"], label_size: int) -> Float[Tensor, "n d
 
 def to_uint8(images: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
     """[-1, 1] to bytes: x * 127.5 + 128, clipped and truncated, so halves are rounded up."""
+    check_floating("images", images, by="to_uint8", remedy="pass images in [-1, 1]")
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from stylegan.arguments import check_shape
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,6 +33,7 @@ class FeatureMoments:
     @classmethod
     def of(cls, features: Float[Tensor, "n d"]) -> "FeatureMoments":
         """Moments of features that are there as a whole."""
+        check_features("features", features)
         moments = cls(features.shape[1], device=features.device)
         moments.update(features)
         return moments
@@ -46,6 +49,7 @@ class FeatureMoments:
         Raises:
             ValueError: Another width, or features that are not finite.
         """
+        check_features("features", features)
         if features.shape[1] != self.dim:
             raise ValueError(f"features have {features.shape[1]} columns, but moments {self.dim}")
         check_finite(features)
@@ -77,6 +81,16 @@ class FeatureMoments:
             raise ValueError(
                 f"statistics of {self.count} images were asked for, but at least {count} are needed"
             )
+
+
+def check_features(name: str, features: Tensor) -> None:
+    """See that features are one row for each image.
+
+    Raises:
+        ValueError: They have more or fewer axes.
+    """
+    remedy = "pass one row of features for each image"
+    check_shape(name, features, ("n", "d"), by="this metric", remedy=remedy)
 
 
 def check_finite(features: Float[Tensor, "n d"]) -> None:

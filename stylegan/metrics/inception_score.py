@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stylegan.arguments import check_shape
+
 
 def inception_score(
     probabilities: Float[Tensor, "n c"], *, splits: int = 10
@@ -20,8 +22,10 @@ def inception_score(
         splits: Number of parts; each has its own p(y). The deviation is that of the population.
 
     Raises:
-        ValueError: Rows that are no probabilities, or fewer images than parts.
+        ValueError: No rows, or such that are no probabilities, or fewer images than parts.
     """
+    remedy = "pass the softmax of the logits, one row for each image"
+    check_shape("probabilities", probabilities, ("n", "c"), by="inception_score", remedy=remedy)
     p = probabilities.double()
     n = len(p)
     if not 1 <= splits <= n:

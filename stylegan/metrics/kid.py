@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from stylegan.metrics.features import check_finite
+from stylegan.metrics.features import check_features, check_finite
 
 
 def kid(reals: Float[Tensor, "n d"], fakes: Float[Tensor, "m _"], *, tile: int = 4096) -> float:
@@ -94,6 +94,8 @@ def _kernel_diagonal_sum(x: Float64[Tensor, "a d"]) -> Float64[Tensor, ""]:
 
 
 def _check(reals: Tensor, fakes: Tensor, *, size: int) -> None:
+    check_features("reals", reals)
+    check_features("fakes", fakes)
     if reals.shape[1] != fakes.shape[1]:
         raise ValueError(
             f"reals have {reals.shape[1]} features and fakes {fakes.shape[1]}: two networks?"

@@ -10,6 +10,7 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from stylegan.arguments import check_batch, check_shape, check_type
 from stylegan.resample import box_down
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -25,8 +26,13 @@ def ms_ssim(a: UInt8[Tensor, "n c h w"], b: UInt8[Tensor, "n c h w"]) -> Float64
     Where an image, halved for the coarser scales, is smaller than the window, the window shrinks.
 
     Raises:
-        ValueError: Images that cannot be halved so often.
+        ValueError: Images that are no bytes, no pairs, or cannot be halved so often.
     """
+    check_batch("a", a, by="ms_ssim")
+    check_shape("b", b, a.shape, by="ms_ssim", remedy="pass as many images of the same size")
+    for name, images in (("a", a), ("b", b)):
+        remedy = "pass bytes from 0 to 255"
+        check_type(name, images, torch.uint8, by="ms_ssim", remedy=remedy)
     if min(a.shape[2:]) < 2 ** (len(WEIGHTS) - 1):
         raise ValueError(
             f"images are {a.shape[2]} x {a.shape[3]} px; MS-SSIM halves them {len(WEIGHTS) - 1} "

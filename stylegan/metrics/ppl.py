@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from stylegan.arguments import check_batch, check_shape
 from stylegan.resample import box_down
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -86,6 +87,8 @@ def path_lengths(
         config: Paths and view.
         labels: One per pair, shared by its two ends.
     """
+    check_shape("t", t, ("n",), by="path_lengths", remedy="pass one place for each pair")
+    check_shape("z", z, ("m", "z"), by="path_lengths", remedy="pass two latents for each pair")
     if len(z) != 2 * len(t):
         raise ValueError(f"there are {len(z)} latents for {len(t)} pairs; pass two for each pair")
     labels = None if labels is None else labels.repeat_interleave(2, dim=0)
@@ -112,6 +115,7 @@ def trim(lengths: Float[Tensor, " n"]) -> Float[Tensor, " k"]:
     Raises:
         ValueError: No lengths, or some that are not finite.
     """
+    check_shape("lengths", lengths, ("n",), by="trim", remedy="pass one length for each pair")
     bad = int((~lengths.isfinite()).sum())
     if bad or not len(lengths):
         raise ValueError(
@@ -127,6 +131,9 @@ def slerp(
     a: Float[Tensor, "n z"], b: Float[Tensor, "n z"], t: Float[Tensor, "n 1"]
 ) -> Float[Tensor, "n z"]:
     """Along the great circle from a / |a| to b / |b| (Shoemake 1985); of unit length."""
+    check_shape("a", a, ("n", "z"), by="slerp", remedy="pass one latent for each path")
+    check_shape("b", b, a.shape, by="slerp", remedy="pass an end for each begin")
+    check_shape("t", t, (len(a), 1), by="slerp", remedy="pass one place for each path")
     a, b = normalize(a), normalize(b)
     cosine = (a * b).sum(dim=1, keepdim=True).clamp(-1, 1)
     angle = t * cosine.arccos()
@@ -150,6 +157,7 @@ def view(
         crop: With c = h // 8, rows 3 c to 7 c and columns 2 c to 6 c.
         size: The size that is divided by 256 to give the factor of reduction.
     """
+    check_batch("images", images, by="view")
     full = images.shape[2]
     if images.shape[3] != full or (crop and full < 8):
         raise ValueError(

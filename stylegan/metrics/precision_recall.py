@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from stylegan.metrics.features import check_finite
+from stylegan.metrics.features import check_features, check_finite
 
 TILE = 4096
 """Rows and columns of the distance matrix held at a time."""
@@ -117,6 +117,8 @@ def _squared_distances(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"]) -> Floa
 
 
 def _check(reals: Tensor, fakes: Tensor) -> None:
+    check_features("reals", reals)
+    check_features("fakes", fakes)
     if reals.shape[1] != fakes.shape[1]:
         raise ValueError(
             f"reals have {reals.shape[1]} features and fakes {fakes.shape[1]}: two networks?"

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from stylegan.arguments import check_shape
+
 _MOST_STEPS = 100
 _TOLERANCE = 1e-10
 
@@ -49,6 +51,9 @@ def separability(
     Raises:
         ValueError: Of an attribute all kept images have the same answer.
     """
+    remedy = "pass one row for each image"
+    check_shape("latents", latents, ("n", "s"), by="separability", remedy=remedy)
+    check_shape("logits", logits, (len(latents), "a"), by="separability", remedy=remedy)
     joints = []
     for number, column in enumerate(logits.unbind(dim=1)):
         joints.append(confusion(latents, column, keep=keep))

@@ -19,6 +19,8 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from stylegan.arguments import check_batch, check_shape
+
 PATCHES = 128
 """Patches of each image and level."""
 SIDE = 7
@@ -28,6 +30,7 @@ REPEATS = 4
 DIRECTIONS = 128
 """Directions drawn at a time."""
 _LEAST_PX = 16
+_REMEDY = "pass what `patches` gives of as many reals as fakes"
 _TAPS = (1, 4, 6, 4, 1)
 
 
@@ -53,8 +56,15 @@ def swd(
         repeats: See `REPEATS`.
         directions: See `DIRECTIONS`.
     """
+    if len(reals) != len(fakes):
+        raise ValueError(
+            f"reals have {len(reals)} levels and fakes {len(fakes)}; pass patches of the same "
+            f"levels"
+        )
     distances = []
     for real, fake in zip(reals, fakes, strict=True):
+        check_shape("a level of reals", real, ("p", "c", "s", "s"), by="swd", remedy=_REMEDY)
+        check_shape("a level of fakes", fake, real.shape, by="swd", remedy=_REMEDY)
         a, b = normalize(real), normalize(fake)
         parts = [
             sliced_wasserstein(a, b, draw_directions(rng, a.shape[1], directions).to(a.device))
@@ -81,6 +91,7 @@ def patches(
         count: Patches per image and level.
         side: Their odd side in pixels.
     """
+    check_batch("images", images, by="patches")
     return [_cut(level, rng, count, side) for level in laplacian_pyramid(images.float(), levels)]
 
 

@@ -7,6 +7,7 @@ Legend: n images, c h w, i o features in and out, l layers, d label components, 
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,13 +17,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
+from stylegan.arguments import check_shape
 from stylegan.networks import interface
 from stylegan.networks.fixed_size import FixedSizeConfig, UniformLatents
 from stylegan.networks.interface import (
     accepted,
     check_images,
     check_noise,
-    check_shape,
     check_ws,
     only_full_size,
 )
@@ -45,10 +46,10 @@ class _Sizes(FixedSizeConfig):
                 f"{self.name}.widths is {list(self.widths)}; a layer has 1 unit or more: choose "
                 "for example [240, 240]"
             )
-        if self.initial_range <= 0:
+        if not 0 < self.initial_range < math.inf:
             raise ValueError(
                 f"{self.name}.initial_range is {self.initial_range}; weights that are all equal "
-                "never differ: choose a number above 0"
+                "never differ: choose a finite number above 0"
             )
 
     @property

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stylegan.arguments import check_floating, check_shape
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
@@ -247,40 +249,15 @@ def _rules(config: Any) -> Mapping[str, tuple[Any, str]]:
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def check_shape(
-    name: str, tensor: Tensor, sizes: Sequence[int | str], *, by: str, remedy: str
-) -> None:
-    """See that a tensor has the shape that is expected of it.
-
-    Args:
-        name: Of the argument.
-        tensor: Its value.
-        sizes: Of each axis; any size that is but named, such as "n".
-        by: What takes it.
-        remedy: What to do else.
-
-    Raises:
-        ValueError: It has another one.
-    """
-    expected = [size if isinstance(size, int) else None for size in sizes]
-    fits = tensor.ndim == len(sizes) and all(
-        size is None or size == actual for size, actual in zip(expected, tensor.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}, but {by} takes "
-            f"[{', '.join(map(str, sizes))}]; {remedy}"
-        )
-
-
 def check_z(z: Tensor, config: GeneratorConfig) -> None:
-    """See that latents are of the size that a generator was made for.
+    """See that latents are numbers, and of the size that a generator was made for.
 
     Raises:
         ValueError: They are not.
     """
     remedy = f"pass latents of {config.z_size} components or make G with another z_size"
     check_shape("z", z, ("n", config.z_size), by="G", remedy=remedy)
+    check_floating("z", z, by="G", remedy="pass latents such as torch.randn gives")
 
 
 def check_ws(ws: Tensor, config: GeneratorConfig, lod: float) -> None:
@@ -293,6 +270,7 @@ def check_ws(ws: Tensor, config: GeneratorConfig, lod: float) -> None:
     rows = f"{least}" if least == most else f"{least} to {most}"
     remedy = "pass one w for each layer, such as G.broadcast(G.mapping(z)) has them"
     check_shape("ws", ws, ("n", rows, config.w_size), by="G.synthesis", remedy=remedy)
+    check_floating("ws", ws, by="G.synthesis", remedy=remedy)
     if not least <= ws.shape[1] <= most:
         raise ValueError(f"ws has {ws.shape[1]} rows, but G.synthesis takes {rows}; {remedy}")
 
@@ -353,10 +331,11 @@ def check_images(images: Tensor, side: int, config: NetworkConfig) -> None:
     """See that images are what a discriminator takes, and that there are any.
 
     Raises:
-        ValueError: Another size or other channels, or no image.
+        ValueError: Another size or other channels, bytes, or no image.
     """
     remedy = "pass images of the level floor(lod), channels first"
     check_shape("images", images, ("n", config.channels, side, side), by="D", remedy=remedy)
+    check_floating("images", images, by="D", remedy="pass images in [-1, 1]")
     if not images.shape[0]:
         raise ValueError("images are none at all; pass D one or more")
 

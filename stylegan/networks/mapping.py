@@ -4,6 +4,7 @@ Legend: n images, d label components.
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,10 +37,10 @@ class MappingConfig(GeneratorConfig):
         for key in ("w_size", "mapping_width"):
             self._at_least(key, 1)
         self._at_least("mapping_layers", 0)
-        if self.mapping_lr_multiplier <= 0:
+        if not 0 < self.mapping_lr_multiplier < math.inf:
             raise ValueError(
-                f"G.mapping_lr_multiplier is {self.mapping_lr_multiplier}; it must be above 0: "
-                "choose 0.01 as the paper does, or 1"
+                f"G.mapping_lr_multiplier is {self.mapping_lr_multiplier}; it must be finite "
+                "and above 0: choose 0.01 as the paper does, or 1"
             )
         if self.mapping_layers == 0 and self.w_size != self.mapping_input:
             raise ValueError(
