@@ -25,7 +25,7 @@ def g_logistic_ns(fake_logits: Logits) -> Float[Tensor, " n"]:
 
 
 def g_logistic(fake_logits: Logits) -> Float[Tensor, " n"]:
-    """Saturating loss of G: log(1 - sigmoid(f)), the minimax value (Goodfellow et al. 2014, Eq. 1)."""
+    """Saturating loss of G: log(1 - sigmoid(f)), minimax (Goodfellow et al. 2014, Eq. 1)."""
     _check_logits("fake_logits", fake_logits, by="g_logistic")
     return -softplus(fake_logits).squeeze(1)
 
@@ -37,7 +37,7 @@ def g_wgan(fake_logits: Logits) -> Float[Tensor, " n"]:
 
 
 def g_hinge(fake_logits: Logits) -> Float[Tensor, " n"]:
-    """Hinge loss of G, the same as Wasserstein's: -f (Lim & Ye 2017; Miyato et al. 2018, Eq. 17)."""
+    """Hinge loss of G, equal to Wasserstein's: -f (Lim & Ye 2017; Miyato et al. 2018, Eq. 17)."""
     _check_logits("fake_logits", fake_logits, by="g_hinge")
     return g_wgan(fake_logits)
 
@@ -58,7 +58,10 @@ def d_wgan(real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " n"]:
 
 
 def d_hinge(real_logits: Logits, fake_logits: Logits) -> Float[Tensor, " n"]:
-    """Hinge loss of D: max(0, 1 - r) + max(0, 1 + f) (Lim & Ye 2017; Miyato et al. 2018, Eq. 16)."""
+    """Hinge loss of D (Lim & Ye 2017; Miyato et al. 2018, Eq. 16).
+
+    max(0, 1 - r) + max(0, 1 + f).
+    """
     _check_pair(real_logits, fake_logits, by="d_hinge")
     return (relu(1 + fake_logits) + relu(1 - real_logits)).squeeze(1)
 
@@ -219,8 +222,8 @@ def _check_pair(real_logits: Tensor, fake_logits: Tensor, *, by: str) -> None:
 def _check_gradient(logits: Tensor, images: Tensor, name: str, *, by: str) -> None:
     check_batch(name, images, by=by)
     _check_logits("logits", logits, by=by, count=len(images))
-    if not images.requires_grad:
+    if not (images.requires_grad and logits.requires_grad):
         raise ValueError(
-            f"{name} requires no gradient, but {by} takes one; call {name}.requires_grad_() before "
-            f"D sees them"
+            f"logits have no gradient with respect to {name}, but {by} takes it; call "
+            f"{name}.requires_grad_() before D sees them"
         )

@@ -111,6 +111,8 @@ WRONG = [
     ("step.average_decay=1", r"step.average_decay is 1.0; it must lie in \[0, 1\)"),
     ("step.speed=fast", "step.speed is 'fast'; .*'max'"),
     ("step.precision=int8", "step.precision is 'int8'; .*'float16'"),
+    ("network.G.mapping_lr_multiplier=.inf", "network.G.mapping_lr_multiplier is inf; .*finite"),
+    ("checkpoint.keep_every_kimg=.nan", "checkpoint.keep_every_kimg is nan; choose 0"),
     ("optimizer.epsilon=.nan", "optimizer.epsilon is nan; it must be above 0"),
     ("workers=true", "workers is True; it takes a number"),
     ("name=5", "name is 5; .*valid string: set another with name=…"),
@@ -144,6 +146,23 @@ def test_a_wrong_option_ends_with_one_sentence_that_names_it(override, message):
 def test_the_name_of_a_run_is_free_where_the_registry_has_one_of_its_own():
     config = configs.load("ffhq-256", [*GIVEN, "name=faces.v2", "registry.name=faces"])
     assert (config.name, config.registry.name) == ("faces.v2", "faces")
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("G.architecture=growing", "network.D.architecture=growing or network.G.archi.*=skip"),
+        ("D.architecture=growing", "network.G.architecture=growing or network.D.archi.*=residual"),
+    ],
+)
+def test_networks_of_which_one_alone_grows_are_refused(override: str, remedy: str):
+    with pytest.raises(ConfigError, match=f"both must grow or neither: set {remedy}"):
+        configs.load(["stylegan2-f", "small"], [*GIVEN, f"network.{override}"])
+
+
+def test_styles_are_not_mixed_where_there_are_none():
+    with pytest.raises(ConfigError, match=r"^step.mixing_prob is 0.5, .* kind gan has no styles"):
+        configs.load("gan", [*GIVEN, "step.mixing_prob=0.5"])
 
 
 def test_a_missing_option_is_named():
