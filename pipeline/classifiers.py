@@ -27,7 +27,7 @@ from data_prep import storage
 from pipeline import weights
 from pipeline.known_weights import OFFICIAL_SUFFIX, TRAINED_SUFFIX
 from pipeline.weights import WeightsDigestError
-from stylegan.metrics.weights_reader import ArchiveError
+from stylegan.data_pickle import ArchiveError
 from stylegan.networks import family
 from stylegan.networks.interface import Discriminator
 from stylegan.official import snapshot

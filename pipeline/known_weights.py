@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stylegan.data_pickle import ArchiveError
 from stylegan.metrics import inception_names, lpips, vgg16
-from stylegan.metrics.weights_reader import ArchiveError, read_tensors
+from stylegan.metrics.weights_reader import read_tensors
 from stylegan.official.tensorflow import variables_of
 from stylegan.official.unpickler import Array, TensorFlowNetwork, read_pickle
 

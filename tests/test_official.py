@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan.metrics.weights_reader import ArchiveError
+from stylegan.data_pickle import ArchiveError
 from stylegan.official.unpickler import Array, TensorFlowNetwork, TorchModule, read_pickle
 from tests.official_pickles import (
     SOURCE,
@@ -362,10 +362,11 @@ def test_bytes_that_are_not_one_storage_are_refused(changes: dict[str, Any], mes
         (b"", "damaged pickle"),
         (b"\x89PNG", "damaged pickle"),
         (pickle.dumps(list(range(100)))[:-20], "damaged pickle"),
-        (b"\x80\x02N\x88Q.", "damaged pickle"),  # a persistent object outside of a tensor
-        (b"\x80\x02\x82\x01.", "damaged pickle"),  # an object of the extension registry
-        (b"\x80\x02K\x01r\xff\xff\xff\x7f.", "numbers 2147483647 objects, which fills the memory"),
-        (b"\x80\x02K\x01p2000000000\n.", "numbers 2000000000 objects, which fills the memory"),
+        (b"\x80\x02\x88Q.", "refers to True outside of it"),
+        (b"\x80\x02(t\x85R.", "damaged pickle"),
+        (b"Pname\n.", "the opcode PERSID; only those that build data"),
+        (b"\x80\x02\x82\x01.", "the opcode EXT1; only those that build data"),
+        (b"\x80\x05\x97.", "the opcode NEXT_BUFFER; only those that build data"),
         (gzip.compress(b"\x80\x02N.")[:-5], "damaged gzip file"),
         (b"\x1f\x8b no gzip", "damaged gzip file"),
     ],
@@ -373,3 +374,83 @@ def test_bytes_that_are_not_one_storage_are_refused(changes: dict[str, Any], mes
 def test_damaged_files_are_refused(content: bytes, message: str):
     with pytest.raises(ArchiveError, match=message):
         read_pickle(content)
+
+
+def nested(depth: int) -> bytes:
+    """A tuple in a tuple ..."""
+    return b")" + b"\x85" * depth
+
+
+def array_once_more(count: int) -> bytes:
+    """A megabyte of state in the memo, and BUILD of as many arrays from it."""
+    raw = bytes(2**20)
+    dtype = (
+        global_("numpy.dtype") + b"U\x02u1\x85R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
+    )
+    state = b"(K\x01J" + struct.pack("<i", len(raw)) + b"\x85" + dtype + b"K\x00tb\x89"
+    state += b"B" + struct.pack("<I", len(raw)) + raw + b"tq\x010"
+    array = global_("numpy.core.multiarray._reconstruct") + b")Rh\x01b"
+    return b"\x80\x03" + state + b"](" + array * count + b"e."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # Hashing 400,000 tuples in each other overflows the stack of C.
+        (b"\x80\x02})" + b"\x85" * 400_000 + b"Ns.", "has the key .* keys of a dict and members"),
+        # Each of 40 levels has the one below twice: 2^40 hashes.
+        (b"\x80\x02})" + b"2\x86" * 40 + b"Ns.", "has the key"),
+        (b"\x80\x02(" + nested(100) + b"Nd.", "has the key"),
+        (b"\x80\x04\x8f(" + nested(100) + b"\x90.", "has the key"),
+        (b"\x80\x04(" + nested(100) + b"\x91.", "has the key"),
+        (b"\x80\x02" + global_("builtins.set") + b"](" + nested(100) + b"e\x85R.", "has the key"),
+        (
+            b"\x80\x02" + global_("collections.OrderedDict") + b"](" + nested(9) + b"N\x86e\x85R.",
+            "has the key",
+        ),
+        (b"\x80\x02}\x8a\xff" + b"\x01" * 255 + b"Ns.", "numbers of at most 64 bits"),
+        (b"\x80\x02" + nested(400_000) + b".", "deeper than 64 levels"),
+        (b"\x80\x02]2a.", "or contains itself"),
+        (b"\x80\x02" + b"(" * 1_000_001 + b".", "more than 1000000 opcodes"),
+        (array_once_more(40), "takes more than 2.* bytes, 4 times its size"),
+        (
+            b"\x80\x02]("
+            + global_("_codecs.encode")
+            + b"q\x00X\x00\x00\x10\x00"
+            + b"a" * 2**20
+            + b"U\x06latin1\x86q\x01R"
+            + b"h\x00h\x01R" * 40
+            + b"e.",
+            "takes more than",
+        ),
+    ],
+    ids=[
+        "key too deep",
+        "key doubled",
+        "dict",
+        "add items",
+        "frozenset",
+        "set",
+        "ordered dict",
+        "number",
+        "value too deep",
+        "itself",
+        "opcodes",
+        "arrays",
+        "encoded",
+    ],
+)
+def test_a_small_file_that_grows_or_never_ends_is_refused(content: bytes, message: str):
+    with pytest.raises(ArchiveError, match=message):
+        read_pickle(content)
+
+
+def test_numbers_in_the_memo_cost_nothing():
+    assert read_pickle(b"\x80\x02K\x01r\xff\xff\xff\x7f.") == 1
+
+
+def test_files_beyond_the_largest_are_refused(monkeypatch):
+    monkeypatch.setattr("stylegan.official.unpickler.MAX_BYTES", 1000)
+    for content in (bytes(1001), gzip.compress(bytes(1001))):
+        with pytest.raises(ArchiveError, match="larger than 1000 bytes"):
+            read_pickle(content)

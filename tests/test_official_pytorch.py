@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylegan.metrics.weights_reader import ArchiveError
+from stylegan.data_pickle import ArchiveError
 from stylegan.official import snapshot
 from tests.official_pickles import EasyDict, Module, dumps, torch_fields
 

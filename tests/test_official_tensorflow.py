@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan.metrics.weights_reader import ArchiveError
+from stylegan.data_pickle import ArchiveError
 from stylegan.official import tensorflow
 from tests.official_pickles import Network, dumps
 from tests.official_records import STYLE, STYLE2, network_of, options_of, pickled, read

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan.metrics.weights_reader import MAX_DEPTH, ArchiveError, read_object, read_tensors
+from stylegan.data_pickle import MAX_DEPTH, ArchiveError
+from stylegan.metrics.weights_reader import read_object, read_tensors
 
 
 def saved(tree):
@@ -238,7 +239,43 @@ def test_files_that_are_no_archives_are_refused(tmp_path):
         read_tensors(empty)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02})" + b"\x85" * 400_000 + b"Ns.", "has the key"),
+        (b"\x80\x02})" + b"2\x86" * 40 + b"Ns.", "has the key"),
+        (b"\x80\x02)" + b"2\x86" * 40 + b"Q.", "unknown persistent object"),
+        (b"\x80\x02" + b"(" * 1_000_001 + b".", "more than 1000000 opcodes"),
+    ],
+    ids=["key too deep", "key doubled", "storage", "opcodes"],
+)
+def test_a_small_archive_that_grows_or_never_ends_is_refused(content, message):
+    with pytest.raises(ArchiveError, match=message):
+        read_object(archive(content))
+    with pytest.raises(ArchiveError, match=message):
+        read_object(io.BytesIO(_head_of_old_torch() + content))
+
+
+def test_numbers_in_the_memo_cost_nothing():
+    assert read_object(archive(b"\x80\x02K\x01r\x00\x00\x00\x0c.")) == 1
+
+
+def test_copies_of_one_storage_are_refused_beyond_some():
+    raw = bytes(4 * 2**20)
+    whole = Stored(count=2**20, size=(2**20,), stride=(1,))
+    copies = [Stored(count=2**20, size=(2**20,), stride=(1,)) for _ in range(20)]
+
+    assert len(read_tensors(archive(pickled([whole]), {"0": raw}))) == 1
+    with pytest.raises(ArchiveError, match="takes more than"):
+        read_tensors(archive(pickled(copies), {"0": raw}))
+
+
 # Files of torch < 1.6.
+
+
+def _head_of_old_torch():
+    parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    return b"".join(pickle.dumps(part, 2) for part in parts)
 
 
 def saved_old(tree):

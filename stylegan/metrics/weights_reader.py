@@ -8,16 +8,24 @@ The pickle inside may build tensors, numbers, strings and containers. Classes of
 torch < 1.6, which are pickles in a row instead of a zip archive, are read as well.
 """
 
-import collections
 import io
 import math
-import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from stylegan.data_pickle import (
+    ArchiveError,
+    Budget,
+    DataUnpickler,
+    Record,
+    brief,
+    children,
+    ordered,
+)
 
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -33,12 +41,13 @@ DTYPES = {
 }
 """Element type by the class name of a stored storage."""
 
-MAX_PICKLE_BYTES, MAX_NODES, MAX_DEPTH = 64 * 2**20, 1_000_000, 64
+MAX_PICKLE_BYTES, MAX_NODES = 64 * 2**20, 1_000_000
 """What no set of weights comes near; a file beyond is built to fill the memory."""
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """What a file of torch < 1.6 begins with."""
-_COUNT_BYTES = 8
+_COUNT_BYTES, _MAX_PATH = 8, 4096
+_REBUILD = "_rebuild_tensor_v2"
 _PICKLED_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
@@ -56,24 +65,6 @@ class Readable(Protocol):
     def tell(self) -> int: ...
 
 
-class ArchiveError(ValueError):
-    """The archive is damaged, or holds something that is not data."""
-
-
-class Record:
-    """An object of a TorchScript class: its fields, and nothing that could be called."""
-
-    __slots__ = ("fields",)
-
-    def __init__(self) -> None:
-        self.fields: dict[str, Any] = {}
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, dict):
-            raise ArchiveError(f"a TorchScript object holds {type(state).__name__}, not its fields")
-        self.fields = state
-
-
 def read_tensors(stream: Readable) -> dict[str, Tensor]:
     """All tensors of an archive by their dotted path; numbers and strings are left out.
 
@@ -88,7 +79,8 @@ def read_object(stream: Readable) -> Any:
     """The pickled object of an archive: tensors, plain values, containers and `Record`s."""
     try:
         if stream.read(len(_PICKLED_MAGIC)) == _PICKLED_MAGIC:
-            return _read_pickles(io.BytesIO(stream.read()))
+            stream.seek(0)
+            return _read_pickles(stream.read())
         stream.seek(0)
         with zipfile.ZipFile(stream) as archive:
             prefix = _prefix(archive)
@@ -99,8 +91,9 @@ def read_object(stream: Readable) -> Any:
                     raise ArchiveError(f"byte order is {order!r}, but only little endian is read")
             if archive.getinfo(f"{prefix}data.pkl").file_size > MAX_PICKLE_BYTES:
                 raise ArchiveError(f"{prefix}data.pkl is larger than {MAX_PICKLE_BYTES} bytes")
-            with archive.open(f"{prefix}data.pkl") as pickled:
-                return _Unpickler(pickled, archive, prefix).load()
+            pickled = io.BytesIO(archive.read(f"{prefix}data.pkl"))
+            budget = Budget(stream.seek(0, io.SEEK_END))
+            return _Unpickler(pickled, budget, archive, prefix).load()
     except ArchiveError:
         raise
     except zipfile.BadZipFile as err:
@@ -113,24 +106,23 @@ def read_object(stream: Readable) -> Any:
 
 def flatten(tree: Any) -> Iterator[tuple[str, Any]]:
     """Leaves of nested records, dicts and lists with their dotted paths, in order."""
-    stack = [("", 0, tree)]
+    stack = [("", tree)]
     for _ in range(MAX_NODES):
         if not stack:
             return
-        path, depth, node = stack.pop()
-        if isinstance(node, Record):
-            children = list(node.fields.items())
-        elif isinstance(node, dict):
-            children = list(node.items())
-        elif isinstance(node, list | tuple):
-            children = [(str(i), child) for i, child in enumerate(node)]
-        else:
+        path, node = stack.pop()
+        if len(path) > _MAX_PATH:
+            raise ArchiveError(f"the name {brief(path)} is longer than {_MAX_PATH} characters")
+        node = node.fields if isinstance(node, Record) else node
+        if not isinstance(node, dict | list | tuple):
             yield path, node
             continue
-        if depth > MAX_DEPTH:
-            raise ArchiveError(f"nested deeper than {MAX_DEPTH}, or containing itself: {path}")
+        names = node if isinstance(node, dict) else range(len(node))
         prefix = f"{path}." if path else ""
-        stack.extend((f"{prefix}{key}", depth + 1, child) for key, child in reversed(children))
+        below = [
+            (f"{prefix}{name}", child) for name, child in zip(names, children(node), strict=True)
+        ]
+        stack.extend(reversed(below))
     raise ArchiveError(f"more than {MAX_NODES} objects; this is no set of weights")
 
 
@@ -144,34 +136,24 @@ def _prefix(archive: zipfile.ZipFile) -> str:
     return names[0].removesuffix("data.pkl")
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows a handful of globals; what they are is made anew for each archive."""
+class _Unpickler(DataUnpickler):
+    """Of a zip archive, whose storages are members of it."""
 
-    def __init__(self, pickled: Any, archive: zipfile.ZipFile, prefix: str) -> None:
-        super().__init__(pickled)
+    def __init__(
+        self, stream: io.BytesIO, budget: Budget, archive: zipfile.ZipFile, prefix: str
+    ) -> None:
+        super().__init__(stream, budget, _KNOWN | {("torch._utils", _REBUILD): rebuild_tensor})
         self._archive, self._prefix = archive, prefix
         self._storages: dict[str, Tensor] = {}
-        self._globals: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): frozen(rebuild_tensor),
-            ("torch._utils", "_rebuild_parameter"): frozen(lambda data, *_: data),
-            **{("torch", name): dtype for name, dtype in DTYPES.items()},
-            **{("torch.jit._pickle", name): frozen(list) for name in LISTS},
-        }
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "__torch__" or module.startswith("__torch__."):
-            # A fresh class for each: a pickle can change no class that outlives it.
-            return type(name, (Record,), {"__slots__": ()})
-        if (module, name) in self._globals:
-            return self._globals[module, name]
-        raise refusal(module, name)
+            return Record
+        return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Tensor:
         """One storage as a flat tensor: ("storage", dtype, key, device, number of elements)."""
-        kind, dtype, key, _device, count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-            raise ArchiveError(f"unknown persistent object {pid!r}")
+        key, dtype, count = _storage(pid, 5)
         if key not in self._storages:
             self._storages[key] = self._read_storage(key, dtype, count)
         storage = self._storages[key]
@@ -189,57 +171,63 @@ class _Unpickler(pickle.Unpickler):
             )
         if count == 0:
             return torch.empty(0, dtype=dtype)
+        self.budget.spend(info.file_size)  # members may share their bytes
         return torch.frombuffer(bytearray(self._archive.read(info)), dtype=dtype)
 
 
-class _OldUnpickler(pickle.Unpickler):
+class _OldUnpickler(DataUnpickler):
     """For the pickles of torch < 1.6, whose storages come behind them."""
 
-    def __init__(self, stream: io.BytesIO, storages: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, stream: io.BytesIO, budget: Budget, storages: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Without `storages` it only learns what they are, in `announced`."""
-        super().__init__(stream)
+        rebuild = rebuild_tensor if storages else _nothing
+        super().__init__(stream, budget, _KNOWN | {("torch._utils", _REBUILD): rebuild})
         self.announced: dict[str, tuple[torch.dtype, int]] = {}
         self._storages = storages
-        self._globals: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): frozen(
-                rebuild_tensor if storages else _nothing
-            ),
-            ("torch._utils", "_rebuild_parameter"): frozen(lambda data, *_: data),
-            **{("torch", name): dtype for name, dtype in DTYPES.items()},
-        }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._globals:
-            raise refusal(module, name)
-        return self._globals[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        kind, dtype, key, _device, count, view = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
-            raise ArchiveError(f"unknown persistent object {pid!r}")
+        key, dtype, count = _storage(pid, 6)
+        if pid[5] is not None:
+            raise ArchiveError(f"unknown persistent object {brief(pid)}")
         if self.announced.setdefault(key, (dtype, count)) != (dtype, count):
             raise ArchiveError(f"storage {key} is named with two different types or sizes")
         return self._storages[key] if self._storages else None
 
 
-def _read_pickles(stream: io.BytesIO) -> Any:
-    """What a file of torch < 1.6 holds; the stream is behind its magic number.
+def _storage(pid: Any, fields: int) -> tuple[str, torch.dtype, int]:
+    """Key, element type and count that a persistent id has for a storage."""
+    if isinstance(pid, tuple) and len(pid) == fields and pid[0] == "storage":
+        _, dtype, key, _device, count, *_view = pid
+        if isinstance(dtype, torch.dtype) and isinstance(key, str) and isinstance(count, int):
+            return key, dtype, count
+    raise ArchiveError(f"unknown persistent object {brief(pid)}")
 
-    Protocol, system, the object, the keys of its storages; then each one's length and bytes.
+
+def _read_pickles(content: bytes) -> Any:
+    """What a file of torch < 1.6 holds.
+
+    Magic number, protocol, system, the object, the keys of its storages; then each one's length
+    and bytes.
     """
-    protocol, system = (_OldUnpickler(stream).load() for _ in range(2))
-    if protocol != PROTOCOL or not system["little_endian"]:
-        raise ArchiveError(f"the file is of protocol {protocol}, {system}; save it anew")
+    stream, budget = io.BytesIO(content), Budget(len(content))
+    magic, protocol, system = (_OldUnpickler(stream, budget).load() for _ in range(3))
+    if (magic, protocol) != (MAGIC, PROTOCOL) or not system["little_endian"]:
+        raise ArchiveError(f"the file is of protocol {brief(protocol)}; save it anew")
     start = stream.tell()
-    learning = _OldUnpickler(stream)
+    learning = _OldUnpickler(stream, budget)
     learning.load()
-    keys = _OldUnpickler(stream).load()
+    keys = _OldUnpickler(stream, budget).load()
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ArchiveError(f"keys of storages are {brief(keys)}, not a list of text")
     if sorted(keys) != sorted(learning.announced):
-        raise ArchiveError(f"storages are {keys}, announced were {sorted(learning.announced)}")
+        raise ArchiveError(
+            f"storages are {brief(keys)}, announced were {brief(sorted(learning.announced))}"
+        )
     storages = {key: _next_storage(stream, key, *learning.announced[key]) for key in keys}
     stream.seek(start)
-    return _OldUnpickler(stream, storages).load()
+    return _OldUnpickler(stream, budget, storages).load()
 
 
 def _next_storage(stream: io.BytesIO, key: str, dtype: torch.dtype, count: int) -> Tensor:
@@ -256,40 +244,38 @@ def _nothing(*_: Any) -> None:
     """In place of a tensor whose content is not known yet."""
 
 
-def refusal(module: str, name: str) -> ArchiveError:
-    """What is raised when a pickle asks for more than data."""
-    return ArchiveError(
-        f"the pickle asks for {module}.{name}, which is not data; the file is not what it "
-        f"claims to be or needs converting to safetensors by someone who trusts it"
-    )
-
-
-def frozen(function: Callable[..., Any]) -> Any:
-    """A callable without attributes to set, so that BUILD in a pickle cannot alter it."""
-
-    class Call:
-        __slots__ = ()
-
-        def __call__(self, *args: Any) -> Any:
-            return function(*args)
-
-    return Call()
+def _typed_list(items: Any) -> list[Any]:
+    if not isinstance(items, list):
+        raise ArchiveError(f"a typed list is {type(items).__name__}")
+    return items
 
 
 def rebuild_tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_rest: Any
 ) -> Tensor:
     """A part of a storage, copied; its last element must lie inside."""
-    if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
-        raise ArchiveError(f"impossible tensor: offset {offset}, size {size}, stride {stride}")
+    axes = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
+    if not axes or not all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)):
+        raise ArchiveError(
+            f"impossible tensor: offset {brief(offset)}, size {brief(size)}, stride {brief(stride)}"
+        )
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     elements = math.prod(n for n in size)
     if elements > storage.numel() or (elements and last >= storage.numel()):
         raise ArchiveError(
-            f"a tensor of size {size}, stride {stride} at {offset} does not fit into its storage "
-            f"of {storage.numel()} elements"
+            f"a tensor of size {brief(size)}, stride {brief(stride)} at {offset} does not fit into "
+            f"its storage of {storage.numel()} elements"
         )
     return storage.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): ordered,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    **{("torch", name): dtype for name, dtype in DTYPES.items()},
+    **{("torch.jit._pickle", name): _typed_list for name in LISTS},
+}
+"""Globals that all of the files may ask for."""
 
 
 def required(tensors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from stylegan.data_pickle import brief
 from stylegan.layers import Activation
 from stylegan.networks import family
 from stylegan.networks.interface import (
@@ -21,7 +22,7 @@ from stylegan.networks.interface import (
     Generator,
     GeneratorConfig,
 )
-from stylegan.official.unpickler import MAX_BYTES, brief
+from stylegan.official.unpickler import MAX_BYTES
 
 MAPPING, SYNTHESIS = "G_mapping", "G_synthesis"
 SCOPES = {"mapping": MAPPING, "synthesis": SYNTHESIS}
@@ -81,8 +82,8 @@ def fitting(network: Network, variables: Mapping[str, np.ndarray]) -> dict[str, 
 def build(config: Config, fitting: Callable[[Network], Mapping[str, Tensor]]) -> Network:
     """The network of a configuration that comes from a file.
 
-    Nothing is made before the file's tensors have been found to be those of the network, so that
-    what it takes is as much as the file has.
+    Nothing is made before the file's tensors have been found to be those of the network, nor a
+    network of more than MAX_BYTES: a file may name one tensor many times.
 
     Args:
         config: Its sizes may be anything.

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan.metrics.weights_reader import ArchiveError
+from stylegan.data_pickle import ArchiveError, brief
 from stylegan.networks import family
 from stylegan.networks.interface import Generator
 from stylegan.official.names import Imported, Network, build, compare, value_of
-from stylegan.official.unpickler import TorchModule, brief
+from stylegan.official.unpickler import TorchModule
 
 _KIND, _MAX_DEPTH, _MAX_NAME = "stylegan2", 8, 100
 _SIZES = {"channel_base": "fmap_base", "channel_max": "fmap_max", "architecture": "architecture"}

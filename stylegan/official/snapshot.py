@@ -5,7 +5,7 @@ imported = read(Path("stylegan-ffhq.pkl").read_bytes(), "Gs")
 
 from typing import Any, Literal
 
-from stylegan.metrics.weights_reader import ArchiveError
+from stylegan.data_pickle import ArchiveError
 from stylegan.official import pytorch, tensorflow
 from stylegan.official.names import Imported
 from stylegan.official.unpickler import TensorFlowNetwork, TorchModule, read_pickle

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from stylegan.metrics.weights_reader import ArchiveError
+from stylegan.data_pickle import ArchiveError, brief
 from stylegan.networks import family
 from stylegan.networks.interface import Generator
 from stylegan.official import names
 from stylegan.official.names import SCOPES, SYNTHESIS, Imported, Network, value_of
-from stylegan.official.unpickler import Array, TensorFlowNetwork, brief
+from stylegan.official.unpickler import Array, TensorFlowNetwork
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,41 +7,43 @@ are kept; the source remains a string, or is dropped. Whatever else a pickle ask
 name, also inside the pickles that PyTorch nests in a pickle for each of its tensors.
 """
 
-import collections
+import functools
 import gzip
 import io
 import math
-import pickle
-import pickletools
 import re
-import reprlib
 import zlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan.metrics.weights_reader import DTYPES, ArchiveError, frozen, rebuild_tensor, refusal
+from stylegan import data_pickle
+from stylegan.data_pickle import (
+    ArchiveError,
+    Budget,
+    DataUnpickler,
+    Inert,
+    brief,
+    members,
+    ordered,
+    refusal,
+)
+from stylegan.metrics.weights_reader import DTYPES, MAGIC, PROTOCOL, rebuild_tensor
 
-MAX_BYTES, MAX_MEMO = 4 * 2**30, 10_000_000
+MAX_BYTES = 2**30
 """What no official file comes near; a file beyond is built to fill the memory."""
 
-_BRIEF = reprlib.Repr()
-_BRIEF.maxlevel = 2
-
 _NUMBERS = re.compile(r"b1|[iu][1248]|f[248]")
-_TORCH_MAGIC, _TORCH_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_COUNT_BYTES = 8
+_COUNT_BYTES, _HEAD_BYTES = 8, 4096
+"""The latter: the five pickles in front of a storage, and more."""
+_MAX_NDIM = 32
+_DTYPE_STATES = (8, 9)
+"""Fields of an element type, without metadata and with."""
 
 
-def brief(thing: Any) -> str:
-    """What a file has in a place, for a message; written out it may be longer than the file."""
-    return _BRIEF.repr(thing)
-
-
-class Array:
+class Array(Inert):
     """A NumPy array in the making: BUILD brings the content after the object."""
 
     __slots__ = ("value",)
@@ -49,14 +51,19 @@ class Array:
     def __init__(self) -> None:
         self.value: np.ndarray | None = None
 
-    def __setstate__(self, state: Any) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Of its content."""
+        return 0 if self.value is None else self.value.nbytes
+
+    def fill(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) != 5:
             raise ArchiveError(f"an array holds {type(state).__name__} instead of its five fields")
         _version, shape, dtype, fortran, raw = state
         self.value = _array(raw, dtype, shape, "F" if fortran else "C")
 
 
-class DType:
+class DType(Inert):
     """A NumPy element type: of numbers alone, in either byte order."""
 
     __slots__ = ("value",)
@@ -64,32 +71,27 @@ class DType:
     def __init__(self, code: str) -> None:
         self.value = np.dtype(code)
 
-    def __setstate__(self, state: Any) -> None:
-        _version, order, *fields = state
-        if order not in ("<", ">", "|", "=") or any(part is not None for part in fields[:3]):
+    def fill(self, state: Any) -> None:
+        known = isinstance(state, tuple) and len(state) in _DTYPE_STATES
+        if (
+            not known
+            or state[1] not in ("<", ">", "|", "=")
+            or any(part is not None for part in state[2:5])
+        ):
             raise ArchiveError(
                 f"an array's element type is {brief(state)}, but only numbers are read"
             )
-        self.value = self.value.newbyteorder(order)
+        self.value = self.value.newbyteorder(state[1])
 
 
-class Record:
-    """An object of an official class: its fields, and nothing that could be called."""
+class Record(data_pickle.Record):
+    """An object of an official class."""
 
-    __slots__ = ("class_name", "fields")
+    __slots__ = ("class_name",)
 
-    class_name: str
-    fields: dict[str, Any]
-
-    def __new__(cls) -> "Record":
-        record = super().__new__(cls)  # all that a pickle calls
-        record.class_name, record.fields = "", {}
-        return record
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, dict):
-            raise ArchiveError(f"a network holds {type(state).__name__} instead of its fields")
-        self.fields = state
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_name = ""
 
     def field(self, name: str, expected: type) -> Any:
         """A field that official snapshots have.
@@ -127,7 +129,8 @@ def read_pickle(content: bytes) -> Any:
         ArchiveError: It is damaged, or asks for more than data; names what.
     """
     try:
-        return _load(_Unpickler, io.BytesIO(_unpacked(content)))
+        unpacked = _unpacked(content)
+        return _load(io.BytesIO(unpacked), Budget(len(unpacked)))
     except ArchiveError:
         raise
     except Exception as err:  # a damaged pickle fails in any way it likes
@@ -135,62 +138,42 @@ def read_pickle(content: bytes) -> Any:
 
 
 def _unpacked(content: bytes) -> bytes:
-    if not content.startswith(b"\x1f\x8b"):
-        return content
-    try:
-        with gzip.open(io.BytesIO(content)) as stream:
-            unpacked = stream.read(MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as err:
-        raise ArchiveError(f"damaged gzip file: {err}") from err
-    if len(unpacked) > MAX_BYTES:
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            with gzip.open(io.BytesIO(content)) as stream:
+                content = stream.read(MAX_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as err:
+            raise ArchiveError(f"damaged gzip file: {err}") from err
+    if len(content) > MAX_BYTES:
         raise ArchiveError(f"unpacked, the file is larger than {MAX_BYTES} bytes")
-    return unpacked
+    return content
 
 
-def _load(unpickler: type[pickle.Unpickler], stream: io.BytesIO) -> Any:
-    """The next pickle of a stream, once its memo is known to be small."""
-    start = stream.tell()
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name.endswith("PUT") and int(argument or 0) > MAX_MEMO:
-            raise ArchiveError(f"the pickle numbers {argument} objects, which fills the memory")
-    stream.seek(start)
-    return unpickler(stream).load()
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows a handful of globals; what can be altered is made anew for each file."""
-
-    def __init__(self, stream: io.BytesIO) -> None:
-        super().__init__(stream, encoding="latin1")  # files of 2018 hold bytes as text
-        network = type("Network", (TensorFlowNetwork,), {"__slots__": ()})
-        self._globals: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("builtins", "set"): set,
-            ("__builtin__", "set"): set,
-            ("__builtin__", "bytes"): frozen(lambda: b""),  # of protocol 2
-            ("dnnlib", "EasyDict"): dict,
-            ("dnnlib.util", "EasyDict"): dict,
-            ("dnnlib.tflib.network", "Network"): network,
-            ("tfutil", "Network"): network,
-            ("torch_utils.persistence", "_reconstruct_persistent_obj"): frozen(_torch_module),
-            ("torch.storage", "_load_from_bytes"): frozen(_torch_storage),
-            ("torch._utils", "_rebuild_tensor_v2"): frozen(rebuild_tensor),
-            ("torch._utils", "_rebuild_parameter"): frozen(lambda data, *_: data),
-            ("_codecs", "encode"): frozen(_encode),
-            ("numpy", "dtype"): frozen(_dtype),
-            ("numpy", "ndarray"): frozen(_refuse_call),
+def _load(stream: io.BytesIO, budget: Budget) -> Any:
+    known: dict[tuple[str, str], Any] = {
+        ("collections", "OrderedDict"): ordered,
+        ("builtins", "set"): members,
+        ("__builtin__", "set"): members,
+        ("__builtin__", "bytes"): lambda: b"",  # of protocol 2
+        ("dnnlib", "EasyDict"): dict,
+        ("dnnlib.util", "EasyDict"): dict,
+        ("dnnlib.tflib.network", "Network"): TensorFlowNetwork,
+        ("tfutil", "Network"): TensorFlowNetwork,
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _torch_module,
+        ("torch.storage", "_load_from_bytes"): functools.partial(_torch_storage, budget),
+        ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+        ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        ("_codecs", "encode"): _encode,
+        ("numpy", "dtype"): _dtype,
+        ("numpy", "ndarray"): _refuse_call,
+    }
+    for package in ("numpy.core", "numpy._core"):
+        known |= {
+            (f"{package}.multiarray", "_reconstruct"): lambda *_: Array(),
+            (f"{package}.multiarray", "scalar"): _scalar,
+            (f"{package}.numeric", "_frombuffer"): _filled,
         }
-        for package in ("numpy.core", "numpy._core"):
-            self._globals |= {
-                (f"{package}.multiarray", "_reconstruct"): frozen(lambda *_: Array()),
-                (f"{package}.multiarray", "scalar"): frozen(_scalar),
-                (f"{package}.numeric", "_frombuffer"): frozen(_filled),
-            }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._globals:
-            raise refusal(module, name)
-        return self._globals[module, name]
+    return DataUnpickler(stream, budget, known).load()
 
 
 class _Storage(NamedTuple):
@@ -201,34 +184,35 @@ class _Storage(NamedTuple):
     length: int
 
 
-class _StorageUnpickler(pickle.Unpickler):
+class _StorageUnpickler(DataUnpickler):
     """For the pickles in front of a storage's bytes; they need element types alone."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module != "torch" or name not in DTYPES:
-            raise refusal(module, name)
-        return DTYPES[name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _device, length, view = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
             raise ArchiveError(f"unknown persistent object {brief(pid)}")
+        if not isinstance(key, str) or not isinstance(length, int):
+            raise ArchiveError(f"a storage is called {brief(key)} and has length {brief(length)}")
         return _Storage(dtype, key, length)
 
 
-def _torch_storage(content: bytes) -> Tensor:
+def _torch_storage(budget: Budget, content: bytes) -> Tensor:
     """A storage as `torch.save` wrote it before version 1.6: five pickles, a count, the bytes."""
-    stream = io.BytesIO(content)
-    magic, protocol, system, storage, keys = (_load(_StorageUnpickler, stream) for _ in range(5))
-    if (magic, protocol) != (_TORCH_MAGIC, _TORCH_PROTOCOL) or not system["little_endian"]:
+    known = {("torch", name): dtype for name, dtype in DTYPES.items()}
+    head = io.BytesIO(content[:_HEAD_BYTES])
+    magic, protocol, system, storage, keys = (
+        _StorageUnpickler(head, budget, known).load() for _ in range(5)
+    )
+    if (magic, protocol) != (MAGIC, PROTOCOL) or not system["little_endian"]:
         raise ArchiveError("a tensor's bytes are not those that torch.save writes")
     if not isinstance(storage, _Storage) or keys != [storage.key]:
         raise ArchiveError(
             f"a tensor's bytes hold {type(storage).__name__} and {type(keys).__name__} instead of "
             "one storage and its key"
         )
-    count = int.from_bytes(stream.read(_COUNT_BYTES), "little")
-    raw = stream.read()
+    start = head.tell() + _COUNT_BYTES
+    count = int.from_bytes(content[head.tell() : start], "little")
+    raw = memoryview(content)[start:]
     if count != storage.length or len(raw) != count * storage.dtype.itemsize:
         raise ArchiveError(
             f"a storage has {len(raw)} bytes, but {storage.length} x {storage.dtype} are announced"
@@ -240,7 +224,7 @@ def _torch_storage(content: bytes) -> Tensor:
 
 def _torch_module(meta: Any) -> TorchModule:
     module = TorchModule()
-    module.__setstate__(meta["state"])
+    module.fill(meta["state"])
     module.class_name = meta["class_name"]
     if not isinstance(module.class_name, str):
         raise ArchiveError(f"a module's class is {type(module.class_name).__name__}, not a name")
@@ -267,8 +251,10 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     """An array of its own in this machine's byte order; its bytes must be as many as it needs."""
     if not isinstance(raw, bytes | bytearray | str):
         raise ArchiveError(f"an array's bytes are {type(raw).__name__}: the file is damaged")
-    raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
-    if not isinstance(dtype, DType) or not isinstance(shape, tuple) or min((0, *shape)) < 0:
+    sizes = isinstance(shape, tuple) and len(shape) <= _MAX_NDIM
+    if not (
+        isinstance(dtype, DType) and sizes and all(isinstance(n, int) and n >= 0 for n in shape)
+    ):
         raise ArchiveError(
             f"impossible array: element type {type(dtype).__name__}, shape {brief(shape)}"
         )
@@ -277,6 +263,7 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
             f"an array has {len(raw)} bytes, but its shape {brief(shape)} of {dtype.value} needs "
             f"{math.prod(shape) * dtype.value.itemsize}"
         )
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw
     flat: np.ndarray = np.frombuffer(raw, dtype.value).astype(dtype.value.newbyteorder("="))
     return flat.reshape(shape, order="F" if order == "F" else "C")
 
@@ -288,5 +275,5 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-def _refuse_call(*_: Any) -> Callable[..., Any]:
+def _refuse_call(*_: Any) -> Any:
     raise refusal("numpy", "ndarray")
