@@ -8,6 +8,7 @@
 # make chaos     every plug pulled during one training; report in build/chaos, over an hour
 # make stack     S3, MLflow and Ray on this machine, on loopback, until Ctrl-C
 # make lock      requirements of the images, with hashes; TORCH_CPU=URL or folder has torch's CPU build
+# make agreement other tools' values of the same images, for make test; once for each of their releases
 # make clean     take everything away again; it names what it leaves
 # Each is idempotent and goes on after an interruption.
 
@@ -19,6 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WEIGHTS := .cache/weights/.fetched-with-lpips
+ORACLES := .cache/oracles
 DEMO := $(HOME)/stylegan-demo
 CACHE := $(HOME)/.cache/stylegan-pipeline
 PEERS := $(HOME)/.cache/stylegan-benchmarks
@@ -36,7 +38,7 @@ export PIP_PROGRESS_BAR ?= off
 
 LOCKS := infra/requirements-cpu.txt infra/requirements-gpu.txt
 
-.PHONY: demo test test-slow train-all check install weights stack chaos lock clean always
+.PHONY: demo test test-slow train-all check install weights agreement stack chaos lock clean always
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(WEIGHTS)
@@ -84,6 +86,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(if $(INDEX),--extra-index-url $(INDEX)) --constraint constraints.txt torch
 	@echo '$(INDEX)' > $(TORCH_FROM)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	@touch $@
+
+# The tools want a torchvision, so they have an environment of their own.
+agreement: $(ORACLES)/.installed $(WEIGHTS)
+	OMP_NUM_THREADS=1 $(ORACLES)/bin/python tests/agreement/oracles.py .cache/weights tests/agreement.json
+
+$(ORACLES)/.installed: tests/agreement/requirements.txt
+	@rm -f $@
+	$(PYTHON) -m venv --without-pip $(ORACLES)
+	$(PYTHON) -m pip --python $(ORACLES)/bin/python install --quiet pip
+	$(ORACLES)/bin/python -m pip install --quiet $(if $(INDEX),--extra-index-url $(INDEX)) --requirement $<
 	@touch $@
 
 # Only the files are wanted: what the packages require or run stays out.

@@ -124,14 +124,17 @@ class Driver:
         last = Checkpoints(config.run_url).latest()
         assert last is not None, "a training that ends has committed"
         evaluations.finish()
-        results = evaluations.results(last)
-        registered = self._register(last, tracker, results, shown)
+        chosen = last
+        if config.registry.checkpoint == "best":
+            chosen = evaluations.measurements.best(Checkpoints(config.run_url).list()) or last
+        results = evaluations.results(chosen)
+        registered = self._register(chosen, tracker, results, shown)
         first = evaluations.measurements.first()
         result = Result(
             run_url=config.run_url,
-            checkpoint_url=last.url,
-            checkpoint_digest=last.digest,
-            nimg=last.nimg,
+            checkpoint_url=chosen.url,
+            checkpoint_digest=chosen.digest,
+            nimg=chosen.nimg,
             metrics={f"metric/{result.name}": result.value for result in results},
             first_metrics={
                 f"metric/{a.name}": a.value for a in first for b in results if comparable(a, b)
@@ -191,31 +194,32 @@ class Driver:
 
     def _register(
         self,
-        last: CommittedCheckpoint,
+        checkpoint: CommittedCheckpoint,
         tracker: Tracker,
         results: Sequence[MetricResult],
         shown: Display,
     ) -> str:
-        """Put the last generator into the registry, once; NAME/VERSION."""
+        """Put a generator into the registry, once; NAME/VERSION."""
         config = self.config
         record = read_record(config.run_url)
-        if record.get("registered_digest") == last.digest:
+        if record.get("registered_digest") == checkpoint.digest:
             return str(record["registered"])
         tracker.flush()
         metrics = {result.name: result.as_value() for result in results}
-        bundle = from_checkpoint(last.url, metrics=metrics, code_revision=code_revision())
+        bundle = from_checkpoint(checkpoint.url, metrics=metrics, code_revision=code_revision())
         name = config.registry.name or config.name
+        decisive = config.evaluation.decisive
         registered = registry.register(
             bundle,
             uri=tracker.config.uri,
             run_id=tracker.run_id,
             name=name,
             alias=config.registry.alias,
-            decide_by=next(iter(metrics), ""),
+            decide_by=decisive if decisive in metrics else next(iter(metrics), ""),
         )
         model = f"{name}/{registered.version}"
         shown.say(f"registered {model}; {registered.reason}")
-        update_record(config.run_url, registered=model, registered_digest=last.digest)
+        update_record(config.run_url, registered=model, registered_digest=checkpoint.digest)
         return model
 
 

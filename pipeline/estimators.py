@@ -1,6 +1,6 @@
 """What metrics are made of, and how: from rows of features to values.
 
-    values = compute(parse("pr300", 300), {"reals": reals, "fakes": fakes})
+    values = compute(parse("pr300", 300), Rows(reals=reals, fakes=[fakes]))
 
 Rows are those of `pipeline.features` and `pipeline.probes`, in the order of the global index. The
 arithmetic is that of `stylegan.metrics`; here stand the choices that go into fingerprints.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.metric import HIGHER, Metric
 from stylegan.metrics import swd as patches
-from stylegan.metrics.features import FeatureMoments, check_finite
+from stylegan.metrics.features import StreamedMoments, check_finite
 from stylegan.metrics.fid import fid
 from stylegan.metrics.inception import probabilities
 from stylegan.metrics.inception_score import inception_score
@@ -34,18 +34,18 @@ SPLITS = 10
 EPSILON = PathConfig().epsilon
 SWD_SEED, SWD_FACTOR = 0, 1000
 """Of the directions; SWD is reported in thousandths."""
-_MOMENTS_BLOCK = 1024
-"""Images whose features are summed up at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
     """What a metric is computed of, one row an image."""
 
-    fakes: Sequence[Tensor]
+    fakes: Sequence[Tensor] = ()
     """Features of generated images; or lengths, similarities; or z, w and logits."""
     reals: Tensor | None = None
     """Features of real images, for metrics that compare."""
+    sums: tuple[StreamedMoments, StreamedMoments] | None = None
+    """Of features of real and of generated images, which is all that FID needs."""
     logits: Tensor | None = None
     """Weights of the classes, for the Inception score."""
     attributes: Sequence[str] = ()
@@ -74,14 +74,9 @@ def how(metric: Metric, name: str, *, reals: int, attributes: Sequence[str] = ()
 
 
 def _fid(metric: Metric, rows: Rows) -> Mapping[str, float]:
-    """FID, summed up in blocks that are the same for every batch size and number of tasks."""
-    reals, fakes = _sets(rows)
-    moments = []
-    for features in (reals, fakes):
-        moments.append(FeatureMoments(features.shape[1]))
-        for block in features.split(_MOMENTS_BLOCK):
-            moments[-1].update(block)
-    return _named(metric, fid(*moments, ddof=DDOF))
+    assert rows.sums is not None
+    reals, fakes = (sums.moments() for sums in rows.sums)
+    return _named(metric, fid(reals, fakes, ddof=DDOF))
 
 
 def _kid(metric: Metric, rows: Rows) -> Mapping[str, float]:

@@ -13,7 +13,8 @@ ppl_wfull ppl_wend ls (linear separability). A number behind the name is that of
 What a metric lacks it says in one line; `python -m pipeline.weights list` says it beforehand.
 
 An evaluation that was stopped goes on when the same command is run again. Values of a checkpoint go
-into its run: RUN_URL/values, and its curves in MLflow. Exit codes: 0 done, 1 failed on the way, a
+into its run: RUN_URL/values, and its curves in MLflow. --pictures FOLDER draws them and the real
+images nearest to generated ones. Exit codes: 0 done, 1 failed on the way, a
 metric was left out, or values that cannot be compared, 2 wrong request.
 """
 # ruff: noqa: T201 (a command line prints)
@@ -74,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = evaluate(url, data_url, config, cache_url=options.cache, map=fan_out)
             if not options.model:
                 _keep(url, results)
+            if options.pictures:
+                _draw(url, data_url, config, options, fan_out)
     except (OSError, DigestError, TrackingError, RegistryError) as err:
         return fail(1, err)
     except ValueError as err:
@@ -190,6 +193,11 @@ def parser() -> argparse.ArgumentParser:
         default=CACHE,
         help=f"where features of the real images are kept; '' for nowhere (default {CACHE})",
     )
+    parser.add_argument(
+        "--pictures",
+        metavar="FOLDER",
+        help="draw the run's metrics and what each fake is nearest to, and put it into the run",
+    )
     parser.add_argument("--json", action="store_true", help="print results as JSON")
     return parser
 
@@ -250,6 +258,26 @@ def _keep(url: str, results: Sequence[MetricResult]) -> None:
         values.keep(url, results)
     except (StorageError, TrackingError, ValueError) as err:
         print(f"warning: the values are not in their run: {err}", file=sys.stderr)
+
+
+def _draw(
+    url: str,
+    data_url: str,
+    config: EvaluationConfig,
+    options: argparse.Namespace,
+    fan_out: FanOut,
+) -> None:
+    """Write pictures and say where; a run that does not take them costs a line."""
+    # Late, because drawing is seldom asked for and costs a second.
+    from pipeline import pictures
+
+    drawn = pictures.draw(url, data_url, config, cache_url=options.cache, map=fan_out)
+    try:
+        pictures.keep(drawn, url, options.pictures)
+    except (StorageError, TrackingError) as err:
+        print(f"warning: the pictures are not in their run: {err}", file=sys.stderr)
+    for name in drawn:
+        print(Path(options.pictures, f"{name}.png"), file=sys.stderr)
 
 
 @contextmanager

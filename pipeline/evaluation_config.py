@@ -24,8 +24,14 @@ class EvaluationConfig:
     """Thousands of images between evaluated checkpoints; 0 for the last one alone."""
     batch: int = 32
     """Images that go through the networks together; another value gives other last bits."""
+    best_by: str = ""
+    """Value whose best checkpoint is kept and may get the alias, as recall50k; empty: the first."""
     workers: int = 1
     """Tasks the batches are divided among; changes speed alone."""
+    worker_cpus: float = 1
+    """Of the cluster for each worker; a fraction where several may share one."""
+    worker_gpus: float | None = None
+    """Likewise; null for one where the cluster has some."""
     threads: int = 1
     """Threads of torch in each task; another value gives other last bits on a CPU."""
     device: Device = "auto"
@@ -52,6 +58,7 @@ class EvaluationConfig:
             "workers": 1,
             "threads": 1,
             "every_kimg": 0,
+            "worker_cpus": 0,
         }
         for key, value in least.items():
             if not getattr(self, key) >= value:
@@ -59,6 +66,11 @@ class EvaluationConfig:
                     f"evaluation.{key} is {getattr(self, key)}; choose at least {value}"
                 )
         self._check_metrics()
+        if self.worker_gpus is not None and not self.worker_gpus >= 0:
+            raise ValueError(
+                f"evaluation.worker_gpus is {self.worker_gpus}; choose 0 or more, a fraction such "
+                f"as 0.5 where workers share one, or null"
+            )
         if self.num_reals < 0 or self.num_reals == 1:
             raise ValueError(
                 f"evaluation.num_reals is {self.num_reals}; choose 0 (as many as num_images) or "
@@ -86,6 +98,18 @@ class EvaluationConfig:
                     f"evaluation.metrics has {metric.names[0]}; choose at least {_LEAST_IMAGES} "
                     f"images"
                 )
+
+        names = [name for metric in wanted for name in metric.names]
+        if self.best_by and self.best_by not in names:
+            raise ValueError(
+                f"evaluation.best_by is {self.best_by!r}, which is not measured; choose from "
+                f"{', '.join(names) or 'nothing: evaluation.metrics is empty'}"
+            )
+
+    @property
+    def decisive(self) -> str:
+        """The value that says which checkpoint is best; empty where nothing is measured."""
+        return self.best_by or next((metric.names[0] for metric in self.wanted), "")
 
     @property
     def wanted(self) -> list[Metric]:

@@ -20,7 +20,6 @@ from pipeline.measurements import Measurements
 from pipeline.metric import MetricResult
 from pipeline.progress import Display
 from pipeline.record import read_record, update_record
-from pipeline.sampler import FanOut
 from pipeline.tasks import Outputs
 from pipeline.tracking import Tracker
 from pipeline.values import on_curves
@@ -44,7 +43,15 @@ class Evaluations:
 
     def begin(self) -> None:
         """Measure beside the training from now on, if the cluster has room."""
-        if cluster.resource("CPU") >= self.config.worker_range[1] + self.config.evaluation.workers:
+        config = self.config
+        cpus, gpus = cluster.resource("CPU"), cluster.resource("GPU")
+        # What Ray Train takes for each worker.
+        if cluster.use_gpus(config, gpus=gpus, cpus=cpus):
+            gpus -= config.worker_range[1]
+        else:
+            cpus -= config.worker_range[1]
+        ours = config.evaluation
+        if cpus >= ours.workers * ours.worker_cpus and gpus >= ours.workers * self._worker_gpus():
             self._start()
 
     def offer(self, checkpoint: CommittedCheckpoint) -> None:
@@ -69,6 +76,15 @@ class Evaluations:
     def results(self, checkpoint: CommittedCheckpoint) -> Sequence[MetricResult]:
         """Values with their fingerprints; none if nothing was measured there."""
         return self._results.get(checkpoint.url, [])
+
+    def _worker_gpus(self) -> float:
+        """Of each worker of an evaluation."""
+        config = self.config.evaluation
+        if config.device == "cpu":
+            return 0.0
+        if config.worker_gpus is None:
+            return 1.0 if cluster.resource("GPU") else 0.0
+        return config.worker_gpus
 
     def _start(self) -> None:
         if self._thread is None:
@@ -98,7 +114,7 @@ class Evaluations:
                 config,
                 cache_url=storage.join(self.config.run_url, "statistics"),
                 loader=self.config.loader,
-                map=_in_tasks(config.workers),
+                map=self._in_tasks,
             )
             self.measurements.write(checkpoint, results)
         self._results[checkpoint.url] = results
@@ -119,11 +135,15 @@ class Evaluations:
         shown = "  ".join(f"{name} {result.value:.5g}" for name, result in named.items())
         self._shown.say(f"{checkpoint.nimg / 1000:.1f} kimg: {shown or 'nothing measured'}")
 
-
-def _in_tasks(workers: int) -> FanOut:
-    """Tasks of Ray, so many at once."""
-
-    def fan_out(function: Callable[[Task], Outputs], tasks: Sequence[Task], /) -> Iterable[Outputs]:
-        return cluster.fan_out(function, tasks, num_cpus=1, at_once=workers)
-
-    return fan_out
+    def _in_tasks(
+        self, function: Callable[[Task], Outputs], tasks: Sequence[Task], /
+    ) -> Iterable[Outputs]:
+        """Tasks of Ray, so many at once, each with what is set aside for it."""
+        config = self.config.evaluation
+        return cluster.fan_out(
+            function,
+            tasks,
+            num_cpus=config.worker_cpus,
+            num_gpus=self._worker_gpus(),
+            at_once=config.workers,
+        )

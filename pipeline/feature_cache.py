@@ -1,4 +1,4 @@
-"""Features of real images, kept under a key of what they are features of.
+"""Features of images or sums of them, kept under a key of what they are features of.
 
     CACHE/<key>.safetensors    one tensor `features` [n, d]; in its header the key and a SHA-256
 
@@ -10,22 +10,27 @@ damaged entry is made anew, and a store that fails costs the work, not the evalu
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from typing import Any
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from data_prep import storage
 
 logger = logging.getLogger(__name__)
 
-Features = NDArray[np.float32]
+Features = NDArray[Any]
+"""Rows of features, float32; sums of them are float64."""
 
 FORMAT = 1
-_LENGTH_BYTES = 8
+_LENGTH_BYTES, _MAX_HEADER_BYTES = 8, 100_000
+_DTYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F64": np.dtype(np.float64)}
+_ROWS_TOGETHER = 4096
+"""Rows that are read or written together, so that memory does not grow with them."""
 
 
 class DamagedEntryError(ValueError):
@@ -42,7 +47,13 @@ class FeatureCache:
         """The features of this key, verified; None if they have to be made."""
         url = self.entry_url(key)
         try:
-            return _decode(storage.read_bytes(url), _canonical(key))
+            with tempfile.TemporaryDirectory(prefix="features-") as scratch:
+                path = Path(scratch, "entry")
+                if storage.is_local(url):
+                    path = storage.local_path(url)
+                else:
+                    storage.download(url, path)
+                return _read(path, _canonical(key))
         except storage.MissingError:
             return None
         except DamagedEntryError as err:
@@ -54,7 +65,11 @@ class FeatureCache:
     def put(self, key: Mapping[str, Any], features: Features) -> None:
         """Keep features under this key."""
         try:
-            storage.write_atomic(self.entry_url(key), _encode(features, _canonical(key)))
+            with tempfile.TemporaryDirectory(prefix="features-") as scratch:
+                path = Path(scratch, "entry")
+                with path.open("wb") as file:
+                    _write(file, features, _canonical(key))
+                storage.upload(path, self.entry_url(key), move=True)
         except storage.StorageError as err:
             logger.warning("features are not kept: %s", err)
 
@@ -75,28 +90,63 @@ def _canonical(key: Mapping[str, Any]) -> str:
     return json.dumps({"format": FORMAT, **key}, sort_keys=True, separators=(",", ":"))
 
 
-def _encode(features: Features, key: str) -> bytes:
-    tensors = {"features": np.ascontiguousarray(features)}
-    entry = {"key": key, "sha256": hashlib.sha256(features.tobytes()).hexdigest()}
-    # One item, because safetensors writes several in any order.
-    content: bytes = safetensors.numpy.save(tensors, metadata={"entry": json.dumps(entry)})
-    return content
+def _write(file: IO[bytes], features: Features, key: str) -> None:
+    """The format of safetensors with one tensor, written by rows."""
+    digest = hashlib.sha256()
+    for rows in _blocks(features):
+        digest.update(rows.tobytes())
+    (dtype,) = (name for name, dtype in _DTYPES.items() if dtype == features.dtype)
+    shape = list(features.shape)
+    entry = json.dumps({"key": key, "sha256": digest.hexdigest()})
+    header = {
+        "__metadata__": {"entry": entry},
+        "features": {"dtype": dtype, "shape": shape, "data_offsets": [0, features.nbytes]},
+    }
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % _LENGTH_BYTES)
+    file.write(len(content).to_bytes(_LENGTH_BYTES, "little") + content)
+    for rows in _blocks(features):
+        file.write(rows.tobytes())
 
 
-def _decode(content: bytes, key: str) -> Features:
+def _read(path: Path, key: str) -> Features:
+    """The rows of an entry, in the file as long as nobody asks for them."""
     try:
-        length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-        header = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
-        entry = json.loads(header["__metadata__"]["entry"])
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+        entry, tensor = json.loads(header["__metadata__"]["entry"]), header["features"]
         found, sha256 = entry["key"], entry["sha256"]
-        features: Features = safetensors.numpy.load(content)["features"]
-    except (SafetensorError, ValueError, KeyError, TypeError) as err:
+        dtype, shape = _DTYPES[tensor["dtype"]], tuple(map(int, tensor["shape"]))
+        start = _LENGTH_BYTES + length
+        if path.stat().st_size != start + math.prod(shape) * dtype.itemsize:
+            raise DamagedEntryError(f"it has {path.stat().st_size} bytes, which are not {shape}")
+        # Copy on write: nobody can change what is kept.
+        features: Features = np.memmap(path, dtype, "c", offset=start, shape=shape)
+    except FileNotFoundError as err:
+        raise storage.MissingError(str(err)) from err
+    except OSError as err:
+        raise storage.StorageError(str(err)) from err
+    except DamagedEntryError:
+        raise
+    except (ValueError, KeyError, TypeError) as err:
         raise DamagedEntryError(f"{type(err).__name__}: {err}") from err
     if found != key:
         raise DamagedEntryError(f"it holds the features of {found}")
-    digest = hashlib.sha256(features.tobytes()).hexdigest()
-    if digest != sha256:
-        raise DamagedEntryError(f"its features have SHA-256 {digest}, written were {sha256}")
-    if features.dtype != np.float32 or features.ndim != 2 or not np.isfinite(features).all():
+    digest = hashlib.sha256()
+    finite = True
+    for rows in _blocks(features):
+        digest.update(rows.tobytes())
+        finite = finite and bool(np.isfinite(rows).all())
+    if digest.hexdigest() != sha256:
+        raise DamagedEntryError(
+            f"its features have SHA-256 {digest.hexdigest()}, written were {sha256}"
+        )
+    if features.ndim != 2 or not finite:
         raise DamagedEntryError(f"it holds {features.dtype} {features.shape}, or is not finite")
     return features
+
+
+def _blocks(features: Features) -> Iterator[Features]:
+    for start in range(0, len(features), _ROWS_TOGETHER):
+        yield features[start : start + _ROWS_TOGETHER]

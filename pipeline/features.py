@@ -102,8 +102,12 @@ def tensors(extractor: Extractor) -> dict[str, Tensor]:
 def _network(extractor: Extractor) -> Network:
     if extractor.network == PATCHES:
         return _patches
-    kind = VGG16 if extractor.network == "vgg16" else InceptionV3
-    network = kind(tensors(extractor), dtype=getattr(torch, extractor.precision))
+    dtype = getattr(torch, extractor.precision)
+    network: VGG16 | InceptionV3
+    if extractor.network == "vgg16":
+        network = VGG16(tensors(extractor), dtype=dtype)
+    else:
+        network = InceptionV3(tensors(extractor), dtype=dtype, convention=extractor.convention)
     network.to(device := choose_device(extractor.device))
     return lambda images, _: network(images.to(device))
 

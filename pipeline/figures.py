@@ -26,7 +26,7 @@ History = Mapping[str, Sequence[tuple[int, float]]]
 
 WIDTH_PX = 1800
 _DPI = 200
-_PANEL_IN = 1.7
+PANEL_IN = 1.7
 _PENALTIES = {
     "loss/r1": "Gradient penalty R1",
     "loss/gp": "Gradient penalty of WGAN-GP",
@@ -34,8 +34,8 @@ _PENALTIES = {
 }
 _SMALL_PANEL_IN = 0.9
 _SMOOTH_POINTS = 60
-_INK, _FAINT, _GRID, _FADE = "#2b2f36", "#7a808a", "#e8eaed", "#f1ede2"
-_BLUE, _RED, _GREEN, _VIOLET = "#2f6db5", "#d1495b", "#3b8f6e", "#7b5ea7"
+_INK, FAINT, _GRID, _FADE = "#2b2f36", "#7a808a", "#e8eaed", "#f1ede2"
+BLUE, RED, _GREEN, _VIOLET = "#2f6db5", "#d1495b", "#3b8f6e", "#7b5ea7"
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -48,8 +48,8 @@ _STYLE: Any = {
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
     "grid.color": _GRID,
     "legend.frameon": False,
 }
@@ -76,11 +76,11 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Panel:
+class Panel:
     """One of the diagrams above each other."""
 
     draw: Callable[[Axes], None]
-    height_in: float = _PANEL_IN
+    height_in: float = PANEL_IN
 
 
 def training_curves(history: History, *, resolution: int, title: str = "") -> Image.Image:
@@ -101,28 +101,45 @@ def training_curves(history: History, *, resolution: int, title: str = "") -> Im
             f"that begins with metric/ or loss/, nor progress/lod"
         )
     spans = phase_spans(history.get("progress/lod", ()), resolution=resolution)
+    end = max(nimg for points in history.values() for nimg, _ in points)
+    return draw_panels(panels, spans, end_nimg=end, title=title)
+
+
+def draw_panels(
+    panels: Sequence[Panel], spans: Sequence[Span], *, end_nimg: int, title: str
+) -> Image.Image:
+    """Diagrams above each other against thousands of images, the resolutions behind them."""
     heights = [panel.height_in for panel in panels]
-    with mpl.rc_context(_STYLE):
-        size = (WIDTH_PX / _DPI, 0.9 + sum(heights))
-        figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: Figure) -> None:
         axes = figure.subplots(
             len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
         )[:, 0]
         for ax, panel in zip(axes, panels, strict=True):
             draw_fades(ax, spans, _FADE)
             ax.grid(visible=True, axis="y", linewidth=0.7)
+            ax.set_xlim(0, end_nimg / 1000 or 1)
             panel.draw(ax)
             ax.tick_params(length=0)
             ax.set_axisbelow(True)
-        name_spans(axes[0], spans, least_share=0.03, color=_FAINT, fontsize=7.5, fades=True)
-        end = max(nimg for points in history.values() for nimg, _ in points) / 1000
-        axes[-1].set_xlim(0, end or 1)
+        name_spans(axes[0], spans, least_share=0.03, color=FAINT, fontsize=7.5, fades=True)
         axes[-1].xaxis.set_major_locator(MaxNLocator(8))
         axes[-1].set_xlabel("thousands of images shown (kimg)")
+        figure.align_ylabels(axes)
+
+    return picture(draw, size_in=(WIDTH_PX / _DPI, 0.9 + sum(heights)), title=title)
+
+
+def picture(
+    draw: Callable[[Figure], None], *, size_in: tuple[float, float], title: str
+) -> Image.Image:
+    """A figure in the style of all of them."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size_in, dpi=_DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=11.5, fontweight="bold")
-        figure.align_ylabels(axes)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
@@ -142,22 +159,20 @@ def phase_spans(lods: Sequence[tuple[int, float]], *, resolution: int) -> list[S
     return spans
 
 
-def _panels(history: History, resolution: int) -> list[_Panel]:
+def _panels(history: History, resolution: int) -> list[Panel]:
     """What there are values for, from top to bottom."""
     panels = []
     quality = {name: history[name] for name in sorted(history) if name.startswith("metric/")}
     if any(quality.values()):
-        panels.append(_Panel(draw=lambda ax: _draw_quality(ax, quality)))
+        panels.append(Panel(draw=lambda ax: _draw_quality(ax, quality)))
     if history.get("loss/D") or history.get("loss/G"):
-        panels.append(_Panel(draw=lambda ax: _draw_losses(ax, history)))
+        panels.append(Panel(draw=lambda ax: _draw_losses(ax, history)))
     for name, title in _PENALTIES.items():
         if points := history.get(name):
-            panels.append(_Panel(draw=functools.partial(_draw_penalty, points=points, title=title)))
+            panels.append(Panel(draw=functools.partial(_draw_penalty, points=points, title=title)))
     if lods := history.get("progress/lod"):
         panels.append(
-            _Panel(
-                draw=lambda ax: _draw_resolution(ax, lods, resolution), height_in=_SMALL_PANEL_IN
-            )
+            Panel(draw=lambda ax: _draw_resolution(ax, lods, resolution), height_in=_SMALL_PANEL_IN)
         )
     return panels
 
@@ -165,11 +180,11 @@ def _panels(history: History, resolution: int) -> list[_Panel]:
 def _draw_quality(ax: Axes, metrics: History) -> None:
     """The first metric on the left axis, the second on the right one."""
     ax.set_title("Distance to the real images (lower is better)")
-    shown = [name for name, points in metrics.items() if len(_columns(points)[0])][:2]
+    shown = [name for name, points in metrics.items() if len(columns(points)[0])][:2]
     for index, name in enumerate(shown):
-        side, color, marker = (ax, _BLUE, "o") if index == 0 else (ax.twinx(), _RED, "D")
+        side, color, marker = (ax, BLUE, "o") if index == 0 else (ax.twinx(), RED, "D")
         label = metric_label(name)
-        kimg, values = _columns(metrics[name])
+        kimg, values = columns(metrics[name])
         side.plot(
             kimg, values, color=color, marker=marker, markersize=4, linewidth=1.6, clip_on=False
         )
@@ -200,14 +215,14 @@ def _draw_losses(ax: Axes, history: History) -> None:
 
 def _draw_penalty(ax: Axes, *, points: Sequence[tuple[int, float]], title: str) -> None:
     ax.set_title(title)
-    _draw_line(ax, points, _RED)
+    _draw_line(ax, points, RED)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("penalty")
 
 
 def _draw_resolution(ax: Axes, lods: Sequence[tuple[int, float]], resolution: int) -> None:
     ax.set_title("Resolution")
-    kimg, values = _columns(lods)
+    kimg, values = columns(lods)
     sides = resolution / 2.0**values
     ax.plot(kimg, sides, color=_INK, linewidth=1.6)
     ax.set_yscale("log", base=2)
@@ -224,7 +239,7 @@ def _draw_line(
     ax: Axes, points: Sequence[tuple[int, float]], color: str, *, label: str = ""
 ) -> None:
     """A curve; one of many points faint, and their running mean over it."""
-    kimg, values = _columns(points)
+    kimg, values = columns(points)
     window = len(values) // _SMOOTH_POINTS
     if window > 1:
         ax.plot(kimg, values, color=color, linewidth=0.8, alpha=0.25)
@@ -279,7 +294,7 @@ def metric_label(name: str) -> str:
     return f"{letters.upper()}-{word[len(letters) :]}" if letters != word else word.upper()
 
 
-def _columns(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+def columns(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
     """Kimg and finite values."""
     table = np.array([(nimg / 1000, value) for nimg, value in points]).reshape(-1, 2)
     table = table[np.isfinite(table[:, 1])]

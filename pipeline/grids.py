@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 BACKGROUND = (255, 255, 255)
-_INK = (60, 60, 60)
+INK = (60, 60, 60)
 
 
 def to_image(image: Tensor) -> Image.Image:
@@ -52,6 +52,7 @@ def table(
     corner: bool = False,
     top: str = "",
     left: Sequence[tuple[str, int]] = (),
+    apart: bool = False,
 ) -> Image.Image:
     """Rows of images, all of one size.
 
@@ -63,6 +64,7 @@ def table(
         corner: Leave the first place of the first row empty, and a wider gap beside it.
         top: Heading above the images, or with `corner` those of the first row.
         left: Titles of so many rows each, upwards beside them; with `corner` from the second on.
+        apart: Leave a wider gap behind the first column.
     """
     first = rows[0][0]
     factor = max(1, -(-at_least_px // first.shape[2]))
@@ -71,6 +73,7 @@ def table(
     title_font = font(max(11, min(40, width_px // 7)))
     title_px = _height(title_font) + 4
     gap_px = 4 * margin_px if corner else 0
+    across_px = 4 * margin_px if corner or apart else 0
     x0, step_x = margin_px + title_px * bool(left), width_px + margin_px
 
     # Where each row begins, and the end of the last.
@@ -79,27 +82,27 @@ def table(
         text_px = _height(label_font) + 2 if r < len(labels) and any(labels[r]) else 0
         starts.append(starts[-1] + height_px + text_px + margin_px + gap_px * (r == 0))
     columns = max(len(row) + (corner and index == 0) for index, row in enumerate(rows))
-    size = (x0 + columns * step_x + gap_px, starts[-1])
+    size = (x0 + columns * step_x + across_px, starts[-1])
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for r, row in enumerate(rows):
         words = labels[r] if r < len(labels) else ()
         for c, tensor in enumerate(row, start=int(corner and r == 0)):
-            x = x0 + c * step_x + (gap_px if c else 0)
+            x = x0 + c * step_x + (across_px if c else 0)
             image = to_image(tensor).resize((width_px, height_px), Image.Resampling.NEAREST)
             canvas.paste(image, (x, starts[r]))
             if c < len(words):
                 middle = (x + width_px / 2, starts[r] + height_px + 2)
-                draw.text(middle, words[c], fill=_INK, font=label_font, anchor="ma")
+                draw.text(middle, words[c], fill=INK, font=label_font, anchor="ma")
     if top:
         start_x = x0 + (step_x + gap_px if corner else 0)
-        draw.text(((start_x + size[0]) / 2, 2), top, fill=_INK, font=title_font, anchor="ma")
+        draw.text(((start_x + size[0]) / 2, 2), top, fill=INK, font=title_font, anchor="ma")
     r = int(corner)
     for title, count in left:
         length_px = starts[r + count] - starts[r]
         upwards = Image.new("RGB", (length_px, title_px), BACKGROUND)
         middle = (length_px / 2, 2)
-        ImageDraw.Draw(upwards).text(middle, title, fill=_INK, font=title_font, anchor="ma")
+        ImageDraw.Draw(upwards).text(middle, title, fill=INK, font=title_font, anchor="ma")
         canvas.paste(upwards.rotate(90, expand=True), (margin_px, starts[r]))
         r += count
     return canvas

@@ -15,8 +15,9 @@ from torch import Tensor
 from stylegan.data_pickle import ArchiveError
 from stylegan.metrics import inception_names, lpips, vgg16
 from stylegan.metrics.weights_reader import read_tensors
+from stylegan.official.pytorch import tensors_of
 from stylegan.official.tensorflow import variables_of
-from stylegan.official.unpickler import Array, TensorFlowNetwork, read_pickle
+from stylegan.official.unpickler import Array, TensorFlowNetwork, TorchModule, read_pickle
 
 Tensors = dict[str, Tensor]
 
@@ -77,11 +78,15 @@ def _archive(convert: Callable[[Tensors], Tensors]) -> Callable[[Sequence[bytes]
     return lambda contents: convert(read_tensors(io.BytesIO(contents[0])))
 
 
-def _official(convert: Callable[[Tensors], Tensors]) -> Callable[[Sequence[bytes]], Tensors]:
-    """Of one pickled network of TensorFlow."""
+def _official(
+    convert: Callable[[Tensors], Tensors], of_modules: Callable[[Tensors], Tensors]
+) -> Callable[[Sequence[bytes]], Tensors]:
+    """Of one pickled network of TensorFlow, or one module of PyTorch."""
 
     def read(contents: Sequence[bytes]) -> Tensors:
         record = read_pickle(contents[0])
+        if isinstance(record, TorchModule):
+            return of_modules(tensors_of(record))
         if not isinstance(record, TensorFlowNetwork):
             raise ArchiveError(f"the pickle is a {type(record).__name__}, not one network")
         # A copy, because NumPy's may be read-only.
@@ -113,6 +118,9 @@ def _with_heads(net: lpips.Net) -> Callable[[Sequence[bytes]], Tensors]:
 
 _TORCHVISION = "https://download.pytorch.org/models"
 _NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics"
+_STYLEGAN3 = (
+    "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics"
+)
 _PYTORCH_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
 
 _LPIPS = "https://github.com/richzhang/PerceptualSimilarity/raw/master"
@@ -122,6 +130,7 @@ _INCEPTION_PTH = File(
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
 _INCEPTION_PT = File(path="inception-2015-12-05.pt")
+_INCEPTION_PKL = File(path="inception-2015-12-05.pkl")
 _VGG16 = File(
     path="vgg16-397923af.pth",
     sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
@@ -136,6 +145,7 @@ def _inception(
     torch_names: Callable[[Tensors], Tensors],
     script_names: Callable[[Tensors], Tensors],
     tensorflow_names: Callable[[Tensors], Tensors],
+    module_names: Callable[[Tensors], Tensors],
     *,
     pickled: str,
 ) -> tuple[Source, ...]:
@@ -151,7 +161,12 @@ def _inception(
             convert=_archive(script_names),
             urls=(f"{_NVIDIA}/{_INCEPTION_PT.path}",),
         ),
-        Source(files=(File(path=pickled),), convert=_official(tensorflow_names)),
+        Source(
+            files=(_INCEPTION_PKL,),
+            convert=_official(tensorflow_names, module_names),
+            urls=(f"{_STYLEGAN3}/{_INCEPTION_PKL.path}",),
+        ),
+        Source(files=(File(path=pickled),), convert=_official(tensorflow_names, module_names)),
     )
 
 
@@ -195,6 +210,7 @@ KNOWN = {
                     inception_names.from_torch,
                     inception_names.from_torchscript,
                     inception_names.from_tensorflow,
+                    inception_names.from_modules,
                     pickled="inception_v3_features.pkl",
                 ),
             ),
@@ -203,7 +219,7 @@ KNOWN = {
             name="inception-2015-12-05-logits",
             serves=("is",),
             sources=_inception(
-                *(inception_names.logit_weights,) * 3, pickled="inception_v3_softmax.pkl"
+                *(inception_names.logit_weights,) * 4, pickled="inception_v3_softmax.pkl"
             ),
         ),
         _lpips(

@@ -19,6 +19,7 @@ from pipeline.metric import LOGITS, Metric, MetricResult
 from pipeline.revision import code_revision
 from pipeline.sampler import FanOut, Sampler
 from pipeline.tasks import NotFiniteError, UnfitError, reproducible
+from stylegan.metrics.inception import FEATURES
 
 logger = logging.getLogger(__name__)
 
@@ -117,21 +118,21 @@ class _Job:
             "lod": self.sampler.subject.bundle.lod,
             "code_revision": code_revision(),
         }
-        width = rows.fakes[0].shape[1]
         return [
             MetricResult(
                 name=name,
                 value=value,
                 fingerprint=self._fingerprint(metric, name, rows),
                 subject=subject,
-                note="; ".join(self._notes(metric, width)),
+                note="; ".join(self._notes(metric)),
             )
             for name, value in values.items()
         ]
 
-    def _notes(self, metric: Metric, width: int) -> Iterator[str]:
-        if metric.kind == "fid" and min(self.sampler.num_reals(metric), metric.count) <= width:
-            yield f"biased upwards, because covariances of {width} features need more images"
+    def _notes(self, metric: Metric) -> Iterator[str]:
+        fewest = min(self.sampler.num_reals(metric), metric.count)
+        if metric.kind == "fid" and fewest <= FEATURES:
+            yield f"biased upwards, because covariances of {FEATURES} features need more images"
         digest = self.sampler.subject.bundle.lineage.get("data_digest")
         if metric.compares and digest not in ("", None, self.sampler.manifest.digest):
             yield "measured with other data than the generator was trained on"
@@ -143,11 +144,11 @@ class _Job:
                 metric, name, reals=self.sampler.num_reals(metric), attributes=rows.attributes
             ),
             **(
-                self.sampler.reals_key(metric.network, self.sampler.num_reals(metric))
+                self.sampler.reals_key(metric.look, self.sampler.num_reals(metric))
                 if metric.compares
                 else {
                     "level": self.sampler.network.resolution,
-                    **self.sampler.network_key(metric.network),
+                    **self.sampler.network_key(metric.look),
                 }
             ),
             "fakes": metric.count,

@@ -21,7 +21,7 @@ from pipeline.minibatches import total_nimg_of
 
 logger = logging.getLogger(__name__)
 
-_SPEED = ("every_kimg", "workers", "weights")
+_SPEED = ("every_kimg", "best_by", "workers", "worker_cpus", "worker_gpus", "weights")
 """Options of the evaluation that change no value."""
 
 
@@ -73,22 +73,23 @@ class Measurements:
         return []
 
     def keep(self, checkpoints: Sequence[CommittedCheckpoint]) -> list[CommittedCheckpoint]:
-        """Those that still have to be measured, and the best by the first metric."""
-        config = self.config.evaluation
-        if not config.metrics:
+        """Those that still have to be measured, and the best one."""
+        if not self.config.evaluation.metrics:
             return []
-        measured = [(checkpoint, self.read(checkpoint)) for checkpoint in checkpoints]
-        kept = [c for c, results in measured if results is None and self.is_due(c.nimg)]
-        decisive = config.wanted[0].names[0]
+        kept = [c for c in checkpoints if self.is_due(c.nimg) and self.read(c) is None]
+        best = self.best(checkpoints)
+        return [*kept, best] if best else kept
+
+    def best(self, checkpoints: Sequence[CommittedCheckpoint]) -> CommittedCheckpoint | None:
+        """The best by the decisive value (`EvaluationConfig.best_by`); None where none has it."""
+        decisive = self.config.evaluation.decisive
         scores = [
             (result.value * result.sign, checkpoint)
-            for checkpoint, results in measured
-            for result in results or ()
+            for checkpoint in checkpoints
+            for result in self.read(checkpoint) or ()
             if result.name == decisive
         ]
-        if scores:
-            kept.append(min(scores, key=operator.itemgetter(0))[1])
-        return kept
+        return min(scores, key=operator.itemgetter(0))[1] if scores else None
 
     def _read(self, name: str) -> tuple[str, list[MetricResult]] | None:
         """Digest of a checkpoint and its results; None if they were not made in this way."""

@@ -13,10 +13,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pipeline.bundle import MetricValue
 from pipeline.known_weights import CLASSIFIERS
+from stylegan.metrics.inception_input import CONVENTIONS, Convention
 
 Kind = Literal["fid", "kid", "pr", "dc", "is", "ppl", "ls", "swd", "msssim"]
 Pass = Literal["images", "paths", "latents", "pairs"]
@@ -51,6 +52,14 @@ _LABELS: Mapping[str, tuple[str, ...]] = {
 assert set(NETWORKS) == set(get_args(Kind))
 
 
+class Look(NamedTuple):
+    """What looks at images."""
+
+    network: str
+    convention: Convention = "official"
+    """How images are brought to Inception."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A metric as it is asked for."""
@@ -61,6 +70,8 @@ class Metric:
     """Generated images; of `ppl` and `msssim` pairs of them."""
     network: str
     """Feature network; empty for none."""
+    convention: Convention = "official"
+    """How images are brought to Inception; of other tools by their name."""
     mixed: int = 1
     """Latents that each image is mixed of (Karras et al. 2019, Table 2)."""
     space: Literal["z", "w"] = "w"
@@ -72,6 +83,11 @@ class Metric:
     def sampled(self) -> Pass:
         """What it is computed of."""
         return PASSES.get(self.kind, "images")
+
+    @property
+    def look(self) -> Look:
+        """What looks at the images, and how."""
+        return Look(self.network, self.convention)
 
     @property
     def compares(self) -> bool:
@@ -97,6 +113,8 @@ class Metric:
         how = [f"{self.space}{self.sampling}"] if self.kind == "ppl" else []
         if self.network != NETWORKS[self.kind]:
             how.append(self.network.removeprefix("lpips-"))
+        if self.convention != "official":
+            how.append(self.convention)
         if self.mixed > 1:
             how.append(f"mix{self.mixed}")
         return "_".join([metric_name(label, self.count), *how, *suffixes])
@@ -118,6 +136,8 @@ def parse(name: str, num_images: int) -> Metric:
         options |= _option(kind, suffix, name)
     if kind == "ppl" and "space" not in options:
         raise ValueError(f"{name!r} does not say along which path; write ppl_wend, {_RULE}")
+    if "convention" in options and options["network"] != INCEPTION:
+        raise ValueError(f"{name!r} has Inception's resize, but another network; leave out one")
     return Metric(kind=kind, count=count, **options)
 
 
@@ -133,9 +153,10 @@ def with_count(name: str, count: int) -> str:
     return f"{found[1]}{count}{found[4]}"
 
 
+_TOOLS = [name for name in CONVENTIONS if name != "official"]
 _RULE = (
-    "with a number of images as in fid50k, and pr_vgg16, fid_mix2 (to 4), "
-    "ppl_zfull, ppl_zend, ppl_wfull, ppl_wend"
+    f"with a number of images as in fid50k, and pr_vgg16, fid_mix2 (to 4), resized as other tools "
+    f"do it as in fid_cleanfid ({', '.join(_TOOLS)}), ppl_zfull, ppl_zend, ppl_wfull, ppl_wend"
 )
 
 
@@ -146,6 +167,8 @@ def _option(kind: str, suffix: str, name: str) -> dict[str, Any]:
         return {"space": path[1], "sampling": path[2]}
     if mixed and PASSES.get(kind, "images") == "images":
         return {"mixed": int(mixed[1])}
+    if suffix in _TOOLS and NETWORKS[kind] == INCEPTION:
+        return {"convention": suffix}
     if suffix == "vgg16" and kind in _LABELS:
         return {"network": "vgg16"}
     if suffix == "alexnet" and kind == "ppl":

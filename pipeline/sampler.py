@@ -3,14 +3,14 @@
     sampler = Sampler(checkpoint_url, data_url, config, loader=LoaderConfig(), cache_url="")
     rows = sampler.rows([metric], fan_out=map)[metric]
 
-With a cache, features of the reals stay for later evaluations under a key of content, and rows of
-finished tasks until `forget`, so an evaluation that was stopped goes on where it was.
+With a cache, features of the reals stay for later evaluations under a key of content, and what has
+come from tasks until `forget`, so an evaluation that was stopped goes on where it was. Of what FID
+alone looks at only sums are held and kept.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,14 +19,14 @@ from pipeline import classifiers, features, probes, weights
 from pipeline.estimators import Rows
 from pipeline.evaluation_config import EvaluationConfig
 from pipeline.feature_cache import FeatureCache
+from pipeline.gathering import Gathered, Progress
 from pipeline.known_weights import CLASSIFIERS
 from pipeline.loader import LoaderConfig
-from pipeline.metric import INCEPTION, LOGITS, PATCHES, Metric
+from pipeline.metric import INCEPTION, LOGITS, PATCHES, Look, Metric
 from pipeline.probes import PathsTask
 from pipeline.tasks import (
     Extractor,
     FakesTask,
-    Features,
     Outputs,
     RealsTask,
     choose_device,
@@ -34,6 +34,7 @@ from pipeline.tasks import (
     parts,
     plan_batches,
 )
+from stylegan.metrics.inception_input import Convention
 from stylegan.metrics.swd import num_levels
 
 Task = TypeVar("Task")
@@ -41,13 +42,19 @@ Task = TypeVar("Task")
 CHANNELS = (1, 3)
 """Of images the feature networks see; 1 is repeated."""
 _RESIZE: Mapping[str, str] = {
-    INCEPTION: "tf1-bilinear",
     "vgg16": "tf1-bilinear",
     "lpips-vgg16": "box, cropped size // 256",
     "lpips-alexnet": "box, cropped size // 256",
     CLASSIFIERS: "box",
     PATCHES: "none",
 }
+_CONVENTIONS: Mapping[Convention, str] = {
+    "official": "tf1-bilinear",
+    "pytorchfid": "bilinear, white 1, as pytorch-fid",
+    "cleanfid": "bicubic, antialiased, as clean-fid",
+    "torchmetrics": "bilinear, antialiased, as torchmetrics",
+}
+"""Of Inception."""
 
 
 class FanOut(Protocol):
@@ -76,7 +83,7 @@ class Sampler:
         self.manifest = Manifest.load(data_url)
         self.network = self.subject.bundle.generator().config
         self.sha256: dict[str, str] = {}
-        self._parts: list[Mapping[str, Any]] = []
+        self._progress: list[Progress] = []
         self._check()
 
     def _check(self) -> None:
@@ -104,30 +111,45 @@ class Sampler:
 
     def rows(self, group: Sequence[Metric], fan_out: FanOut) -> Mapping[Metric, Rows]:
         """What the metrics of one sampling are computed of."""
-        count = max(metric.count for metric in group)
         if group[0].sampled != "images":
-            outputs = self._probe(group[0], count, fan_out)
-            return {m: Rows(fakes=_first(outputs, m), **self._facts(m)) for m in group}
-        networks = list(dict.fromkeys(metric.network for metric in group))
-        reals: dict[tuple[int, str], Tensor] = {}
+            outputs = self._probe(group[0], max(metric.count for metric in group), fan_out)
+            return {
+                m: Rows(fakes=[rows[: m.count] for rows in outputs], **self._facts(m))
+                for m in group
+            }
+        reals: dict[int, dict[Look, Gathered]] = {}
         for number in dict.fromkeys(self.num_reals(m) for m in group if m.compares):
-            wanted = list(
-                dict.fromkeys(
-                    m.network for m in group if m.compares and self.num_reals(m) == number
+            wanted = [m for m in group if m.compares and self.num_reals(m) == number]
+            reals[number] = self._reals(wanted, number, fan_out)
+        fakes = self._fakes(group, fan_out)
+        found = {}
+        for metric in group:
+            ours = fakes[metric.look]
+            theirs = reals[self.num_reals(metric)][metric.look] if metric.compares else None
+            if metric.kind == "fid":
+                assert theirs is not None
+                sums = theirs.sums[self.num_reals(metric)], ours.sums[metric.count]
+                found[metric] = Rows(sums=sums)
+            else:
+                found[metric] = Rows(
+                    fakes=[ours.rows()[: metric.count]],
+                    reals=theirs.rows() if theirs else None,
+                    **self._facts(metric),
                 )
-            )
-            found = self._reals(wanted, number, fan_out)
-            reals |= {(number, network): rows for network, rows in zip(wanted, found, strict=True)}
-        rows = self._fakes(group[0].mixed, networks, count, fan_out)
-        fakes = dict(zip(networks, rows, strict=True))
-        return {
-            m: Rows(
-                fakes=_first([fakes[m.network]], m),
-                reals=reals.get((self.num_reals(m), m.network)),
-                **self._facts(m),
-            )
-            for m in group
-        }
+        return found
+
+    def fake_images(self, count: int) -> Tensor:
+        """The first generated images, uint8 [n, c, h, w]."""
+        batches = plan_batches(count, self.config.batch)
+        task = FakesTask(**self._fake_options(batches, [Look(INCEPTION)]))
+        return torch.cat(list(features.fake_images(task)))[:count]
+
+    def real_images(self, indices: Sequence[int], *, count: int) -> Tensor:
+        """Real images by their number among `count`, uint8 [n, c, h, w]."""
+        options = self._common([range(index, index + 1) for index in indices], [Look(INCEPTION)])
+        seed = self.config.seed if self.config.mirror else None
+        task = RealsTask(**{**options, "batch": 1}, count=count, mirror_seed=seed)
+        return torch.cat(list(features.real_images(task)))
 
     def num_reals(self, metric: Metric) -> int:
         return min(self.config.num_reals or metric.count, self.manifest.samples)
@@ -135,7 +157,7 @@ class Sampler:
     def _facts(self, metric: Metric) -> dict[str, Any]:
         """What else a metric is computed of."""
         if metric.kind == "is":
-            extractor = self._extractor(LOGITS)
+            extractor = self._extractor(Look(LOGITS))
             return {"logits": features.tensors(extractor)["logits"]}
         if metric.kind == "ls":
             return {"attributes": classifiers.find(self.config.weights).attributes}
@@ -144,54 +166,70 @@ class Sampler:
             return {"levels": [side >> level for level in range(num_levels(side))]}
         return {}
 
-    def _reals(self, networks: Sequence[str], count: int, fan_out: FanOut) -> list[Tensor]:
-        """Features of the real images by each network, kept from earlier or computed."""
+    def _reals(
+        self, metrics: Sequence[Metric], count: int, fan_out: FanOut
+    ) -> dict[Look, Gathered]:
+        """Of the real images by each network; what was kept from earlier is not computed."""
         config, cache = self.config, self.cache
-        keys = {network: self.reals_key(network, count) for network in networks}
-        kept = {}
-        for network in networks:
-            array = cache.get(keys[network]) if cache and network != PATCHES else None
-            if array is not None and len(array) == count:
-                kept[network] = array
-        missing = [network for network in networks if network not in kept]
+        gathered = {
+            look: Gathered(
+                self.reals_key(look, count),
+                count=count,
+                table=any(m.kind != "fid" for m in own),
+                sums=[count for m in own if m.kind == "fid"],
+            )
+            for look, own in _by_look(metrics).items()
+        }
+        missing = {
+            look: one
+            for look, one in gathered.items()
+            if not (cache and look.network != PATCHES and one.recall(cache))
+        }
         if missing:
-            arrays = self._gather(
+            self._gather(
                 features.real_features,
                 lambda piece: RealsTask(
-                    **self._common(piece, missing),
+                    **self._common(piece, list(missing)),
                     count=count,
                     mirror_seed=config.seed if config.mirror else None,
                 ),
-                count,
-                [keys[network] for network in missing],
+                list(missing.values()),
                 fan_out,
             )
-            kept |= dict(zip(missing, arrays, strict=True))
-            for network in missing:
-                if cache and network != PATCHES:
-                    cache.put(keys[network], kept[network])
-                    self.forget(network)
-        return [torch.from_numpy(kept[network]) for network in networks]
+            kept = [one for look, one in missing.items() if cache and look.network != PATCHES]
+            for one in kept:
+                assert cache is not None
+                one.store(cache)
+            if len(kept) == len(missing):
+                self._progress.pop().forget()
+        return gathered
 
-    def _fakes(
-        self, mixed: int, networks: Sequence[str], count: int, fan_out: FanOut
-    ) -> list[Tensor]:
-        """Features of the generated images by each network."""
+    def _fakes(self, metrics: Sequence[Metric], fan_out: FanOut) -> dict[Look, Gathered]:
+        """Of the generated images by each network."""
+        mixed, count = metrics[0].mixed, max(metric.count for metric in metrics)
         key = {"fakes of": self.subject.digest, "mixed": mixed, **self.sampled()}
-        arrays = self._gather(
+        gathered = {
+            look: Gathered(
+                {**key, **self.network_key(look)},
+                count=count,
+                table=any(m.kind != "fid" for m in own),
+                sums=[m.count for m in own if m.kind == "fid"],
+            )
+            for look, own in _by_look(metrics).items()
+        }
+        self._gather(
             features.fake_features,
-            lambda piece: FakesTask(**self._fake_options(piece, networks), mixed=mixed),
-            count,
-            [{**key, **self.network_key(network)} for network in networks],
+            lambda piece: FakesTask(**self._fake_options(piece, list(gathered)), mixed=mixed),
+            list(gathered.values()),
             fan_out,
         )
-        return [torch.from_numpy(array) for array in arrays]
+        return gathered
 
     def _probe(self, metric: Metric, count: int, fan_out: FanOut) -> list[Tensor]:
         """What is asked of the generator beside images."""
         key = {"probe": metric.sampled, "of": self.subject.digest, **self.sampled()}
-        key |= self.network_key(metric.network)
-        networks, outputs = [metric.network], 1
+        key |= self.network_key(metric.look)
+        looks, outputs = [metric.look], 1
         function: Callable[[Any], Outputs]
         make: Callable[[Sequence[range]], FakesTask]
         if metric.sampled == "paths":
@@ -200,7 +238,7 @@ class Sampler:
 
             def make(piece: Sequence[range]) -> FakesTask:
                 return PathsTask(
-                    **self._fake_options(piece, networks),
+                    **self._fake_options(piece, looks),
                     space=metric.space,
                     full=metric.sampling == "full",
                     crop=self.config.crop,
@@ -208,86 +246,76 @@ class Sampler:
         else:
 
             def make(piece: Sequence[range]) -> FakesTask:
-                return FakesTask(**self._fake_options(piece, networks))
+                return FakesTask(**self._fake_options(piece, looks))
 
             function = (
                 probes.attributes if metric.sampled == "latents" else probes.pair_similarities
             )
             outputs = 3 if metric.sampled == "latents" else 1
-        keys = [{**key, "output": number} for number in range(outputs)]
-        return [torch.from_numpy(a) for a in self._gather(function, make, count, keys, fan_out)]
+        gathered = [
+            Gathered({**key, "output": number}, count=count, table=True)
+            for number in range(outputs)
+        ]
+        self._gather(function, make, gathered, fan_out)
+        return [one.rows() for one in gathered]
 
     def _gather(
         self,
         function: Callable[[Any], Outputs],
         make: Callable[[Sequence[range]], Any],
-        count: int,
-        keys: Sequence[Mapping[str, Any]],
+        outputs: Sequence[Gathered],
         fan_out: FanOut,
-    ) -> list[Features]:
-        """Outputs of a function of all images; with a cache each task's are kept as they come.
+    ) -> None:
+        """Outputs of a function of all images; with a cache what has come is kept for a restart.
 
         Args:
             function: Of one task.
             make: The task of some batches.
-            count: Images.
-            keys: Of each output, what it is.
+            outputs: Of each output, what is wanted of it.
             fan_out: Computes tasks.
         """
-        pieces = parts(plan_batches(count, self.config.batch))
-        part_keys = [[self._part_key(key, piece) for key in keys] for piece in pieces]
-        done = [self._kept(own, piece) for own, piece in zip(part_keys, pieces, strict=True)]
-        missing = [number for number, rows in enumerate(done) if rows is None]
-        tasks = [make(pieces[number]) for number in missing]
-        results = fan_out(function, tasks) if tasks else ()
-        for number, rows in zip(missing, results, strict=True):
-            done[number] = rows
-            if self.cache and len(pieces) > 1:
-                for key, array in zip(part_keys[number], rows, strict=True):
-                    self.cache.put(key, array)
-                    self._parts.append(key)
-        return [np.concatenate(arrays) for arrays in zip(*_all(done), strict=True)]
+        pieces = parts(plan_batches(outputs[0].count, self.config.batch))
+        progress = Progress(self.cache if len(pieces) > 1 else None, outputs, self._last_bits())
+        self._progress.append(progress)
+        ahead = [(piece, progress.recall(piece)) for piece in pieces if not progress.has(piece)]
+        missing = [piece for piece, rows in ahead if rows is None]
+        results = iter(fan_out(function, [make(piece) for piece in missing]) if missing else ())
+        try:
+            for piece, kept in ahead:
+                rows = next(results) if kept is None else kept
+                for one, array in zip(outputs, rows, strict=True):
+                    one.add(array, start=piece[0].start)
+                if kept is None:
+                    progress.keep(piece, rows)
+            assert next(results, None) is None, "a result for each task"
+        finally:
+            progress.flush()
 
-    def _kept(self, keys: Sequence[Mapping[str, Any]], piece: Sequence[range]) -> Outputs | None:
-        """Rows of a task that an evaluation which was stopped has left."""
-        if not self.cache:
-            return None
-        rows = []
-        for key in keys:
-            array = self.cache.get(key)
-            if array is None or len(array) != sum(map(len, piece)):
-                return None
-            rows.append(array)
-        self._parts += keys
-        return tuple(rows)
-
-    def _part_key(self, key: Mapping[str, Any], piece: Sequence[range]) -> dict[str, Any]:
-        """What rows of a task depend on; with what decides their last bits."""
+    def _last_bits(self) -> dict[str, Any]:
+        """What decides the last bits of what tasks give."""
         config = self.config
         return {
-            **key,
-            "images": [piece[0].start, piece[-1].stop],
             "batch": config.batch,
             "threads": config.threads,
             "device": choose_device(config.device).type,
         }
 
-    def _common(self, piece: Sequence[range], networks: Sequence[str]) -> dict[str, Any]:
+    def _common(self, piece: Sequence[range], looks: Sequence[Look]) -> dict[str, Any]:
         """What tasks of all kinds hold."""
         return {
             "batches": tuple(piece),
             "batch": self.config.batch,
-            "extractors": tuple(self._extractor(network) for network in networks),
+            "extractors": tuple(self._extractor(look) for look in looks),
             "data_url": self.data_url,
             "data_digest": self.manifest.digest,
             "resolution": self.network.resolution,
             "loader": self.loader,
         }
 
-    def _fake_options(self, piece: Sequence[range], networks: Sequence[str]) -> dict[str, Any]:
+    def _fake_options(self, piece: Sequence[range], looks: Sequence[Look]) -> dict[str, Any]:
         config = self.config
         return {
-            **self._common(piece, networks),
+            **self._common(piece, looks),
             "url": self.url,
             "digest": self.subject.digest,
             "seed": config.seed,
@@ -295,26 +323,25 @@ class Sampler:
             "cutoff": config.cutoff,
         }
 
-    def _extractor(self, network: str) -> Extractor:
+    def _extractor(self, look: Look) -> Extractor:
         config = self.config
         return Extractor(
-            network=network,
-            sha256=self.sha256.get(network, ""),
+            network=look.network,
+            convention=look.convention,
+            sha256=self.sha256.get(look.network, ""),
             precision=config.precision,
             weights=config.weights,
             device=config.device,
             threads=config.threads,
         )
 
-    def forget(self, network: str = "") -> None:
-        """Rows of tasks, by one network or all, are not needed any more."""
-        gone = [key for key in self._parts if not network or key["network"] == network]
-        self._parts = [key for key in self._parts if key not in gone]
-        for key in gone:
-            assert self.cache is not None, "else nothing is kept"
-            self.cache.delete(key)
+    def forget(self) -> None:
+        """What was kept for a restart is not needed any more."""
+        for progress in self._progress:
+            progress.forget()
+        self._progress = []
 
-    def reals_key(self, network: str, count: int) -> dict[str, Any]:
+    def reals_key(self, look: Look, count: int) -> dict[str, Any]:
         """What the features of the reals depend on."""
         config, manifest = self.config, self.manifest
         return {
@@ -324,18 +351,19 @@ class Sampler:
             "mirror": f"keyed half, seed {config.seed}" if config.mirror else "none",
             "reals": count,
             "reals_choice": "all" if count == manifest.samples else "evenly spaced",
-            **self.network_key(network),
+            **self.network_key(look),
         }
 
-    def network_key(self, network: str) -> dict[str, Any]:
+    def network_key(self, look: Look) -> dict[str, Any]:
         """What features depend on beside the images."""
+        network = look.network
         if not network:
             return {}
         bare = network in (INCEPTION, "vgg16")
         return {
             "network": network,
             "network_sha256": self.sha256.get(network, ""),
-            "resize": _RESIZE[network],
+            "resize": _CONVENTIONS[look.convention] if network == INCEPTION else _RESIZE[network],
             "precision": self.config.precision if bare else "float32",
         }
 
@@ -355,11 +383,8 @@ class Sampler:
         }
 
 
-def _first(outputs: Sequence[Tensor], metric: Metric) -> list[Tensor]:
-    return [rows[: metric.count] for rows in outputs]
-
-
-def _all(done: Sequence[Outputs | None]) -> Iterator[Outputs]:
-    for rows in done:
-        assert rows is not None
-        yield rows
+def _by_look(metrics: Sequence[Metric]) -> dict[Look, list[Metric]]:
+    found: dict[Look, list[Metric]] = {}
+    for metric in metrics:
+        found.setdefault(metric.look, []).append(metric)
+    return found

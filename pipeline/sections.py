@@ -49,6 +49,8 @@ class RegistryConfig:
     """Name of the registered model; empty for the run's name."""
     alias: str = "champion"
     """Alias that moves to a version only if it is better, like for like; empty for none."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which one is registered; best: by evaluation.best_by, of those that were measured."""
 
     def __post_init__(self) -> None:
         if self.name:

@@ -22,6 +22,7 @@ from data_prep.manifest import DigestError, Manifest
 from pipeline import bundle as bundles
 from pipeline.bundle import Bundle
 from pipeline.loader import Loader, LoaderConfig
+from stylegan.metrics.inception_input import Convention
 
 Precision = Literal["float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -44,6 +45,8 @@ class Extractor:
 
     network: str
     """Name in `pipeline.weights`, or `PATCHES`."""
+    convention: Convention = "official"
+    """How images are brought to Inception."""
     sha256: str = ""
     """Digest of the source to take its weights from, if there are several."""
     precision: Precision
@@ -117,12 +120,17 @@ def plan_batches(count: int, batch: int) -> list[range]:
     return [range(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
+MOST_BATCHES = 32
+"""In one task, so that what it gives does not grow with the number of images."""
+
+
 def parts(batches: Sequence[range], most: int = 100) -> list[tuple[range, ...]]:
     """Consecutive batches for each task: as many tasks as `most`, or fewer with one batch each.
 
-    It depends on nothing else, so whoever goes on with an evaluation has the same tasks.
+    More where tasks would have more than `MOST_BATCHES`. It depends on nothing else, so whoever
+    goes on with an evaluation has the same tasks.
     """
-    size = -(-len(batches) // most)
+    size = min(-(-len(batches) // most), MOST_BATCHES)
     return [tuple(batches[i : i + size]) for i in range(0, len(batches), size)]
 
 

@@ -92,6 +92,17 @@ def of_run(run_url: str, name: str) -> list[MetricResult]:
     return by_hand + _read_list(storage.join(run_url, BY_DRIVER, name))
 
 
+def history(run_url: str) -> dict[str, list[tuple[int, float]]]:
+    """All values of a run's checkpoints as (nimg, value), by the names of their curves."""
+    folders = [storage.join(run_url, folder) for folder in (BY_DRIVER, BY_HAND)]
+    curves = dict(read_record(run_url).get("curves", {}))
+    found: dict[str, dict[int, float]] = {}
+    for name in sorted({name for folder in folders for name in storage.listdir(folder)}):
+        for curve, result in on_curves(of_run(run_url, name), curves).items():
+            found.setdefault(curve, {})[int(result.subject["nimg"])] = result.value
+    return {name: sorted(points.items()) for name, points in sorted(found.items())}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
     """Two values of the same name."""

@@ -366,6 +366,12 @@ def test_no_metrics_means_no_evaluation():
         ({"batch": 0}, "batch is 0; choose at least 1"),
         ({"workers": 0}, "workers is 0; choose at least 1"),
         ({"threads": 0}, "threads is 0; choose at least 1"),
+        ({"worker_cpus": -1}, "worker_cpus is -1; choose at least 0"),
+        ({"worker_gpus": -0.5}, "worker_gpus is -0.5; choose 0 or more, a fraction such as 0.5"),
+        (
+            {"best_by": "is10"},
+            "best_by is 'is10', which is not measured; choose from fid50k, kid50k",
+        ),
         ({"seed": -1}, "seed is -1; choose from 0 to 4294967295"),
         ({"psi": float("inf")}, "psi is inf; choose a number"),
         ({"cutoff": -1}, "cutoff is -1; choose a number of layers or null"),

@@ -14,6 +14,7 @@ from pipeline import bundle as bundles
 from pipeline import evaluate as command
 from pipeline import registry
 from pipeline.checkpoint import Checkpoints
+from pipeline.mlflow_client import make_client
 from pipeline.record import update_record
 from pipeline.tracking import Tracker, TrackingConfig, history
 from tests.measured import values
@@ -70,6 +71,15 @@ def test_a_registered_model_is_measured_and_values_of_a_checkpoint_get_their_cur
     assert first[0] == "metric/msssim2"
     assert [nimg for nimg, _ in first[1]] == [8000], "the same value is logged once"
     assert other[0].startswith("metric/msssim2-"), "another seed has a curve of its own"
+    folder = tmp_path / "pictures"
+    make_client(uri).set_tag(tracker.run_id, "run_url", str(tmp_path / "run"))
+    assert command.main(["--checkpoint", str(own), *asked, "--pictures", str(folder)]) == 0
+    names = {"neighbours.png", "metrics.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    said = capsys.readouterr().err
+    assert str(folder / "metrics.png") in said
+    artifacts = make_client(uri).list_artifacts(tracker.run_id, f"evaluation/{Path(url).name}")
+    assert {Path(file.path).name for file in artifacts} == names
 
     bundle = bundles.from_checkpoint(url)
     registry.register(bundle, uri=uri, run_id=tracker.run_id, name="small", alias="champion")

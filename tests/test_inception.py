@@ -13,8 +13,8 @@ from stylegan.metrics.inception import (
     InceptionV3,
     _layers,
     fold_batch_norm,
-    resize_tf1,
 )
+from stylegan.metrics.inception_input import resize_tf1
 from stylegan.metrics.inception_names import from_torchscript
 
 REFERENCE = Path(__file__).parent / "data" / "inception_reference.npz"

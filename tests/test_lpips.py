@@ -163,19 +163,16 @@ def torch_state():
     return state
 
 
-def test_three_forms_of_inceptions_weights_are_the_same_network():
-    state = torch_state()
-    ours = inception_names.from_torch(state)
-    script = {f"layers.{name}": value for name, value in ours.items()}
-    script["output.weight"] = state["fc.weight"]
-    graph = {"softmax/weights": state["fc.weight"].T}
+def graph_variables(tensors):
+    """Names and layouts of the TF graph."""
     parts = {
         "weight": "conv2d_params",
         "beta": "batchnorm/beta",
         "mean": "batchnorm/moving_mean",
         "var": "batchnorm/moving_variance",
     }
-    for name, value in ours.items():
+    graph = {}
+    for name, value in tensors.items():
         layer, _, part = name.rpartition(".")
         block, _, rest = layer.partition(".")
         if block in ("mixed_9", "mixed_10"):
@@ -185,6 +182,15 @@ def test_three_forms_of_inceptions_weights_are_the_same_network():
                 rest = rest.replace(f"{tower}_conv", f"{tower}/conv")
         path = f"{block}/{rest.replace('.', '/')}" if rest else block
         graph[f"{path}/{parts[part]}"] = value.permute(2, 3, 1, 0) if part == "weight" else value
+    return graph
+
+
+def test_three_forms_of_inceptions_weights_are_the_same_network():
+    state = torch_state()
+    ours = inception_names.from_torch(state)
+    script = {f"layers.{name}": value for name, value in ours.items()}
+    script["output.weight"] = state["fc.weight"]
+    graph = {"softmax/weights": state["fc.weight"].T, **graph_variables(ours)}
 
     for found in (inception_names.from_torchscript(script), inception_names.from_tensorflow(graph)):
         assert set(found) == set(ours)

@@ -57,6 +57,7 @@ def wide(function, tasks):
         ("fid", ["fid300"]),
         ("fid50k_mix2", ["fid50k_mix2"]),
         ("pr", ["precision300", "recall300"]),
+        ("fid50k_cleanfid_mix2", ["fid50k_cleanfid_mix2"]),
         ("pr10k_vgg16", ["precision10k_vgg16", "recall10k_vgg16"]),
         ("dc", ["density300", "coverage300"]),
         ("is5k", ["is5k", "is5k_std"]),
@@ -260,10 +261,11 @@ class StoppedError(Exception):
     """A kill, at some task."""
 
 
-def test_an_evaluation_that_was_stopped_goes_on_where_it_was(checkpoint, data, tmp_path):
+@pytest.mark.parametrize("compared", ["kid", "fid"])
+def test_an_evaluation_that_was_stopped_goes_on_where_it_was(checkpoint, data, tmp_path, compared):
     """With 10 batches of 2 it is stopped in the middle of the fakes, then of the paths."""
     config = dataclasses.replace(
-        QUICK, metrics=("kid", "ppl_wfull"), num_images=20, batch=2, num_reals=4
+        QUICK, metrics=(compared, "ppl_wfull"), num_images=20, batch=2, num_reals=4
     )
     expected = values(evaluate(checkpoint, data, config, map=seeded))
     url, done = str(tmp_path / "cache"), []

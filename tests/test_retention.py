@@ -98,6 +98,25 @@ def test_a_checkpoint_is_kept_until_it_is_measured_and_as_long_as_it_is_the_best
     assert [result.value for result in measurements.first()] == [0.5, 1], "also of a deleted one"
 
 
+def test_another_value_than_the_first_may_say_which_checkpoint_is_the_best(run_url):
+    by_kid, by_fid = (
+        Measurements(tiny_config("data", run_url, evaluation={**EVALUATION, "best_by": name}))
+        for name in ("kid10", "fid10")
+    )
+    config = CheckpointConfig(keep_last=3)
+    checkpoints = Checkpoints(run_url, config=config, keep=by_fid.keep)
+    for nimg, (kid, fid) in {0: (0.5, 1), 400: (0.25, 2), 720: (0.1, 3)}.items():
+        by_fid.write(_save(checkpoints, nimg), _results(kid=kid, fid=fid))
+
+    assert by_kid.best(checkpoints.list()).nimg == 720
+    assert by_fid.best(checkpoints.list()).nimg == 0
+    for nimg in (800, 900, 1000):
+        _save(checkpoints, nimg)
+    assert _kept(checkpoints) == [0, 800, 900, 1000]
+    with pytest.raises(ValueError, match=r"best_by is 'recall50k', which is not measured; .*kid10"):
+        tiny_config("data", run_url, evaluation={**EVALUATION, "best_by": "recall50k"})
+
+
 def test_values_measured_in_another_way_neither_count_nor_release_a_checkpoint(measured, run_url):
     measurements, checkpoints = measured
     other = {**EVALUATION, "seed": 1}

@@ -4,9 +4,9 @@
     features = network(images)  # uint8 [n, 3, h, w] -> [n, 2048]
 
 It is not the Inception-v3 of later libraries: average pools do not count the padding, the last
-block takes a maximum where the one before takes an average, and images are resized by TF 1's
-bilinear kernel. Modules are called as in the TF graph (mixed_4/tower_1/conv_2). Batch normalization
-is folded into the weights when they are loaded.
+block takes a maximum where the one before takes an average, and images are resized as
+`inception_input` says. Modules are called as in the TF graph (mixed_4/tower_1/conv_2). Batch
+normalization is folded into the weights when they are loaded.
 
 Legend: n images, c h w channels, height, width; d = 2048 features.
 """
@@ -17,12 +17,11 @@ import torch
 from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor, nn
 
+from stylegan.metrics.inception_input import Convention, inception_input
 from stylegan.metrics.weights_reader import check_shapes
 
 FEATURES = 2048
 """Width of the last average pool."""
-SIDE = 299
-"""Width and height the network sees, in pixels."""
 MIN_SIDE = 8
 """Smallest width and height accepted, in pixels."""
 BATCH_NORM_EPS = 1e-3
@@ -34,16 +33,23 @@ BATCH_NORM = ("weight", "beta", "mean", "var")
 class InceptionV3(nn.Module):
     """uint8 images of any size from 8 px to the 2048 features of the last average pool."""
 
-    def __init__(self, tensors: dict[str, Tensor], *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        dtype: torch.dtype = torch.float32,
+        convention: Convention = "official",
+    ) -> None:
         """Build from `weight beta mean var` of 94 convolutions.
 
         Args:
             tensors: By name, as `stylegan.metrics.inception_names` gives them.
             dtype: Type of weights and activations; torch.bfloat16 takes half the time on processors
                 that have it and moves features by 1-2 %. Resizing and the last mean are float32.
+            convention: How images are resized and normalized.
         """
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.convention = dtype, convention
         self.layers = _layers()
         _load(self.layers, fold_batch_norm(tensors), dtype)
 
@@ -54,8 +60,8 @@ class InceptionV3(nn.Module):
                 f"images are {tuple(images.shape)}, but Inception takes [n, 3 or 1, h, w] "
                 f"with h and w of at least {MIN_SIDE}"
             )
-        x = resize_tf1(images.float(), SIDE)
-        x = ((x - 128) / 128).to(dtype=self.dtype, memory_format=torch.channels_last)
+        x = inception_input(images, self.convention)
+        x = x.to(dtype=self.dtype, memory_format=torch.channels_last)
         maps: Tensor = self.layers(x.expand(-1, 3, -1, -1))
         # [n, 2048, 8, 8] -> [n, 2048]; summed in float32 also where activations are narrower.
         return maps.float().mean(dim=(2, 3))
@@ -86,26 +92,6 @@ def fold_batch_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         folded[f"{name}.weight"] = weight * scale.reshape(-1, 1, 1, 1)
         folded[f"{name}.bias"] = beta - mean * scale
     return folded
-
-
-def resize_tf1(images: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c s s"]:
-    """Bilinear resize as in TF 1's graph: pixel i of the output lies at i * h / side of the input.
-
-    No half-pixel centres, no antialiasing; beyond the last row and column they are repeated.
-    """
-    for dim in (3, 2):
-        size = images.shape[dim]
-        if size == side:
-            continue
-        # The scale and the positions are float32 in TF, too.
-        scale = torch.tensor(size, dtype=torch.float32) / side
-        at = torch.arange(side, dtype=torch.float32) * scale
-        low = at.long().clamp(max=size - 1)
-        fraction = (at - low).to(images).reshape([-1, 1] if dim == 2 else [-1])
-        left = images.index_select(dim, low.to(images.device))
-        right = images.index_select(dim, (low + 1).clamp(max=size - 1).to(images.device))
-        images = left + (right - left) * fraction
-    return images
 
 
 class Conv(nn.Conv2d):

@@ -36,6 +36,19 @@ def from_torch(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
+def from_modules(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of a pickled module, which are those of either of the above, below some prefix."""
+    for first, convert in (("Conv2d_1a_3x3.", from_torch), ("layers.conv.", from_torchscript)):
+        prefixes = {name.partition(first)[0] for name in tensors if first in name}
+        if prefixes:
+            prefix = min(prefixes, key=len)
+            return convert({name.removeprefix(prefix): t for name, t in tensors.items()})
+    raise ValueError(
+        f"the module with {', '.join(list(tensors)[:2])} ... has neither Inception's names of "
+        f"torchvision nor those of its TorchScript edition"
+    )
+
+
 def from_tensorflow(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names and layouts of the TF graph (`mixed_4/tower/conv/conv2d_params`) to those used here."""
     parts = {
@@ -73,9 +86,8 @@ def logit_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: It has features alone.
     """
-    for name in LOGITS:
-        if name in tensors and tensors[name].numel() == CLASSES * _FEATURES:
-            weights = tensors[name]
+    for name, weights in tensors.items():
+        if name.endswith(LOGITS) and weights.numel() == CLASSES * _FEATURES:
             return {"logits": weights if len(weights) == CLASSES else weights.T.contiguous()}
     raise ValueError(f"the file has no logits of {CLASSES} classes; it gives features alone")
 

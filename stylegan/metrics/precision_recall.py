@@ -68,16 +68,27 @@ def squared_radii(
             f"k is {k}, but each of {len(features)} images has {max(len(features) - 1, 0)} "
             f"neighbours; choose a k from 1 to that or use more images"
         )
-    radii = []
-    for rows in features.split(tile):
-        nearest = torch.empty(len(rows), 0, dtype=torch.float64, device=features.device)
-        for columns in features.split(tile):
-            candidates = torch.cat([nearest, _squared_distances(rows, columns)], dim=1)
-            # One more than k: every point is its own nearest.
-            count = min(k + 1, candidates.shape[1])
-            nearest = candidates.topk(count, dim=1, largest=False).values
-        radii.append(nearest[:, k])
-    return torch.cat(radii)
+    # One more than k: every point is its own nearest.
+    squared, _ = nearest_neighbours(features, features, k=k + 1, tile=tile)
+    return squared[:, k]
+
+
+def nearest_neighbours(
+    points: Float[Tensor, "m d"], others: Float[Tensor, "n d"], *, k: int, tile: int = TILE
+) -> tuple[Float64[Tensor, "m k"], Int64[Tensor, "m k"]]:
+    """Squared distances to the k nearest others and their indices, from the nearest one on."""
+    found = []
+    for rows in points.split(tile):
+        nearest = torch.empty(len(rows), 0, dtype=torch.float64, device=points.device)
+        indices = torch.empty(len(rows), 0, dtype=torch.int64, device=points.device)
+        for start in range(0, len(others), tile):
+            distances = _squared_distances(rows, others[start : start + tile])
+            numbers = torch.arange(start, start + distances.shape[1], device=points.device)
+            candidates = torch.cat([nearest, distances], dim=1)
+            nearest, at = candidates.topk(min(k, candidates.shape[1]), dim=1, largest=False)
+            indices = torch.cat([indices, numbers.expand(len(rows), -1)], dim=1).gather(1, at)
+        found.append((nearest, indices))
+    return torch.cat([one for one, _ in found]), torch.cat([one for _, one in found])
 
 
 def memberships(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
-from stylegan.metrics.inception import resize_tf1
+from stylegan.metrics.inception_input import resize_tf1
 from stylegan.metrics.lpips import TORCHVISION, convolutions, vgg16_stages
 from stylegan.metrics.weights_reader import check_shapes, required
 

@@ -51,10 +51,9 @@ def convert(record: TorchModule) -> Imported:
     """
     modules = dict(_modules(record))
     tensors = {
-        f"{path}{name}": tensor
-        for path, module in modules.items()
-        for name, tensor in _tensors(module)
-        if name != "resample_filter"
+        name: tensor
+        for name, tensor in tensors_of(record).items()
+        if name.rpartition(".")[2] != "resample_filter"
     }
     _refuse_others(record, tensors)
     module = family.KINDS[_KIND]
@@ -148,6 +147,19 @@ def _exportable(Gs: Generator) -> Any:
             f"ONNX"
         )
     return config
+
+
+def tensors_of(record: TorchModule) -> dict[str, Tensor]:
+    """Tensors of a module and of all below it, by their dotted names.
+
+    Raises:
+        ArchiveError: It is no module as PyTorch pickles it.
+    """
+    return {
+        f"{path}{name}": tensor
+        for path, module in _modules(record)
+        for name, tensor in _tensors(module)
+    }
 
 
 def _refuse_others(record: TorchModule, tensors: Mapping[str, Tensor]) -> None:
