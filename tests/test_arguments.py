@@ -155,7 +155,7 @@ SHAPES: list[tuple[str, Callable[[], Any]]] = [
     ("noise .* takes .2, 3, 4, 4.", lambda: losses.path_lengths(*PATH, zeros(1, 3, 4, 4))),
     ("ws .* takes .2, l, w.", lambda: losses.path_lengths(PATH[0], zeros(2, 5), PATH[0])),
     ("images .* takes", lambda: losses.path_lengths(zeros(3, 4, 4), PATH[1], zeros(3, 4, 4))),
-    ("mean .* takes ..;", lambda: losses.path_factors(zeros(2), zeros(2), zeros(), 0.01)),
+    (r"mean has .* takes \[\];", lambda: losses.path_factors(zeros(2), zeros(2), zeros(), 0.01)),
     ("images is torch.float32.*bytes", lambda: prepare_reals(zeros(2, 3, 8, 8), None, 0.0)),
     ("images .* sides that 2 divides", lambda: prepare_reals(_bytes(2, 3, 9, 9), None, 0.5)),
     ("images .* takes .n, c, h, w.", lambda: prepare_reals(_bytes(3, 8, 8), None, 0.5)),
@@ -206,7 +206,7 @@ SHAPES: list[tuple[str, Callable[[], Any]]] = [
 
 @pytest.mark.parametrize(("message", "call"), SHAPES)
 def test_functions_name_the_argument_that_does_not_fit(message: str, call: Callable[[], Any]):
-    refused(f"{message}.*; |{message}$", call)
+    refused(message, call)
 
 
 def test_networks_take_floating_point():
