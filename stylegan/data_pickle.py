@@ -8,11 +8,12 @@ made, keys are such as hash at once, and `Budget` bounds what a file and its nes
 """
 
 import collections
+import io
 import pickletools
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 MAX_OPCODES, MAX_DEPTH = 1_000_000, 64
 """What no network comes near; a file beyond is built to fill the memory or the stack."""
@@ -103,7 +104,7 @@ class DataUnpickler:
     """One pickle of a stream. Subclasses know what else there is in theirs."""
 
     def __init__(
-        self, stream: IO[bytes], budget: Budget, known: Mapping[tuple[str, str], Any]
+        self, stream: io.BytesIO, budget: Budget, known: Mapping[tuple[str, str], Any]
     ) -> None:
         """Each of `known` is a value, or what REDUCE and NEWOBJ call; any other is refused."""
         self._stream, self._known, self.budget = stream, known, budget

@@ -46,7 +46,7 @@ MAX_PICKLE_BYTES, MAX_NODES = 64 * 2**20, 1_000_000
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """What a file of torch < 1.6 begins with."""
-_COUNT_BYTES, _MAX_PATH = 8, 4096
+_COUNT_BYTES, _MAX_PATH = 8, 512
 _REBUILD = "_rebuild_tensor_v2"
 _PICKLED_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -117,12 +117,10 @@ def flatten(tree: Any) -> Iterator[tuple[str, Any]]:
         if not isinstance(node, dict | list | tuple):
             yield path, node
             continue
-        names = node if isinstance(node, dict) else range(len(node))
+        names, below = node if isinstance(node, dict) else range(len(node)), children(node)
         prefix = f"{path}." if path else ""
-        below = [
-            (f"{prefix}{name}", child) for name, child in zip(names, children(node), strict=True)
-        ]
-        stack.extend(reversed(below))
+        named = [(f"{prefix}{name}", child) for name, child in zip(names, below, strict=True)]
+        stack.extend(reversed(named))
     raise ArchiveError(f"more than {MAX_NODES} objects; this is no set of weights")
 
 
