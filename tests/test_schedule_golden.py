@@ -218,7 +218,7 @@ def test_overrides_take_precedence_over_the_table():
         ({"fade_kimg": float("nan")}, r"schedule\.fade_kimg is nan"),
         ({"total_kimg": 0}, r"schedule\.total_kimg is 0; it must be above 0"),
         ({"minibatch_repeats": 0}, r"schedule\.minibatch_repeats is 0; it must be 1 or above"),
-        ({"batch": {8: 0}}, r"schedule\.batch\[8\] is 0; it must be above 0"),
+        ({"batch": {8: 0}}, r"schedule\.batch\.8 is 0; it must be above 0"),
         ({"lr": {12: 0.1}}, r"schedule\.lr names 12 px"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_wrong_value_is_refused_by_name(fields: dict[str, Any], message: str):
     [
         ({"first_resolution": 64}, 32, r"first_resolution is 64, above the 32 px.*set it to 32"),
         ({"stable_kimg": 0, "fade_kimg": 0}, 32, r"never grow.*first_resolution to 32"),
-        ({"table": "none", "batch": {8: 8}}, 32, r"no value for 16 px.*add schedule\.batch\[16\]"),
+        ({"table": "none", "batch": {8: 8}}, 32, r"no value for 16 px.*set schedule\.batch\.16"),
         ({}, 48, r"resolution names 48 px"),
     ],
 )

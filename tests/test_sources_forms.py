@@ -48,7 +48,7 @@ def test_an_lmdb_that_cannot_be_read_says_why(tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="is no LMDB that can be read"):
         list_source(tmp_path, tmp_path)
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(SourceError, match=r"needs the package lmdb; pip install 'stylegan-pipelin"):
+    with pytest.raises(SourceError, match=r"needs the package lmdb; pip install -e '\.\[lmdb\]'"):
         list_source(tmp_path, tmp_path)
 
 
