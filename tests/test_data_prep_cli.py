@@ -219,7 +219,7 @@ def test_an_interrupted_job_says_how_to_go_on(tmp_path):
     source = make_folder(tmp_path / "images", 150, side=64)
     # Seconds of work, so that the signal comes in its midst.
     for path in sorted(Path(source).iterdir()):
-        for copy in range(8):
+        for copy in range(16):
             path.with_stem(f"{path.stem}-{copy}").hardlink_to(path)
     command = [sys.executable, "-m", "data_prep", "shard", source, tmp_path / "data"]
     command += ["--resolution", "64", "--workers", "2", "--samples-per-shard", "5"]
