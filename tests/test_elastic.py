@@ -57,6 +57,7 @@ def _train(rank: int, world: int, config: TrainConfig, port: int, until: int, lo
         train(config, observer=Recorder(), pulse=pulse)
 
 
+@pytest.mark.slow
 def test_ids_and_draws_do_not_depend_on_how_many_workers_there_are_when(tiny_data, tmp_path):
     """Two workers, then three, then one; the number of each image, its pixels and both its z."""
     config = tiny_config(tiny_data, tmp_path / "run", workers=(1, 3))

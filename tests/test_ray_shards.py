@@ -118,6 +118,7 @@ def test_killed_tasks_are_repeated_and_the_bytes_are_the_same(
     assert tree(tmp_path / "data") == finished
 
 
+@pytest.mark.slow
 def test_a_job_begun_here_and_killed_is_finished_by_a_cluster_whose_driver_is_killed_twice(
     ray_cluster: RayCluster, source, finished, tmp_path
 ):

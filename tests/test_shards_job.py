@@ -90,6 +90,7 @@ def test_webdataset_reads_the_shards_unchanged(source, tmp_path):
         assert sample["cls"] == int(path.parent.name == "class-1")
 
 
+@pytest.mark.slow
 def test_every_level_holds_the_levels_of_every_image(tmp_path):
     url = make_dataset(tmp_path, 7)
 

@@ -68,6 +68,7 @@ def assert_same_gradients(ours, eager, tolerance):
         assert (ours[name] - value).abs().max() <= bound, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_fade_compiles_nothing_again_and_gradients_are_those_of_the_eager_step(system):
     run_ranks(_train_traced, 1, system)

@@ -84,6 +84,7 @@ def _train_and_stop(rank: int, config: TrainConfig, port: int) -> None:
     assert 336 <= nimg <= 336 + 2 * 48, "within two outer iterations"
 
 
+@pytest.mark.slow
 def test_a_group_of_which_one_is_stopped_commits_and_goes_on_with_the_same_bits(
     tiny_data, tmp_path
 ):
