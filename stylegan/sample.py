@@ -26,6 +26,7 @@ from stylegan.networks import family
 from stylegan.networks.interface import Generator, GeneratorConfig
 from stylegan.state import load_network
 
+Halves = Literal["up", "even"]
 Noise = Literal["fixed", "random", "none"]
 
 MAX_SEED = 2**32 - 1
@@ -235,9 +236,17 @@ def one_hot(classes: Int64[Tensor, " n"], label_size: int) -> Float[Tensor, "n d
     return torch.nn.functional.one_hot(classes, label_size).float()
 
 
-def to_uint8(images: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
-    """[-1, 1] to bytes: x * 127.5 + 128, clipped and truncated, so halves are rounded up."""
+def to_uint8(
+    images: Float[Tensor, "*n c h w"], *, halves: Halves = "up"
+) -> UInt8[Tensor, "*n c h w"]:
+    """[-1, 1] to bytes: x * 127.5 + 127.5, clipped and rounded.
+
+    Halves are rounded up, as the official code does for images and metrics, or to even numbers, as
+    it does for the grids of a training.
+    """
     check_floating("images", images, by="to_uint8", remedy="pass images in [-1, 1]")
+    if halves == "even":
+        return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
